@@ -1,0 +1,2 @@
+//! holo's pager.
+pub mod store;

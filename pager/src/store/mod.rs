@@ -1,0 +1,2 @@
+//! Where pages go when they leave local memory.
+pub mod api;

@@ -1,0 +1,1 @@
+//! holo's test tools.
