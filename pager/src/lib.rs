@@ -1,2 +1,3 @@
 //! holo's pager.
 pub mod store;
+pub mod sys;

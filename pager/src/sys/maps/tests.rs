@@ -1,0 +1,213 @@
+use std::fmt::Write as _;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A name as a process can make the kernel print it: paths with any byte but newline and NUL (the kernel
+/// prints a newline as `\012`), deleted or not, and the kernel's own names.
+fn odd_name() -> impl Strategy<Value = Vec<u8>> {
+    let path = proptest::collection::vec(
+        prop_oneof![
+            4 => any::<u8>().prop_filter("printed raw", |b| !matches!(b, 0 | b'\n')).prop_map(|b| vec![b]),
+            1 => Just(b"\\012".to_vec()),
+            1 => Just(b" (deleted)".to_vec()),
+            1 => Just(b"7f00-7f01 rw-p 0 00:00 0 [heap]".to_vec()),
+            1 => Just(b"VmFlags: lo".to_vec()),
+        ],
+        0..12,
+    )
+    .prop_map(|parts| [b"/".as_slice(), &parts.concat()].concat());
+    prop_oneof![
+        path,
+        Just(Vec::new()),
+        Just(b"[heap]".to_vec()),
+        Just(b"[stack]".to_vec()),
+        Just(b"[vdso]".to_vec()),
+        Just(b"[vvar]".to_vec()),
+        Just(b"[anon:my arena]".to_vec()),
+        Just(b"anon_inode:[io_uring]".to_vec()),
+        Just(b"/memfd:x (deleted)".to_vec()),
+    ]
+}
+
+#[derive(Clone, Debug)]
+struct Line {
+    start: u64,
+    pages: u64,
+    perms: [bool; 4],
+    offset: u64,
+    inode: u64,
+    name: Vec<u8>,
+}
+
+fn line() -> impl Strategy<Value = Line> {
+    (
+        0..1_u64 << 43,
+        1..1_u64 << 20,
+        any::<[bool; 4]>(),
+        0..1_u64 << 40,
+        prop_oneof![Just(0), any::<u64>()],
+        odd_name(),
+    )
+        .prop_map(|(page, pages, perms, offset, inode, name)| Line {
+            start: page * 4096,
+            pages,
+            perms,
+            offset: offset * 4096,
+            inode,
+            name,
+        })
+}
+
+/// Prints as the kernel does: the name is padded to column 73.
+fn print(line: &Line, out: &mut Vec<u8>) {
+    let [r, w, x, s] = line.perms;
+    let mut head = String::new();
+    write!(
+        head,
+        "{:08x}-{:08x} {}{}{}{} {:08x} fe:00 {} ",
+        line.start,
+        line.start + line.pages * 4096,
+        if r { 'r' } else { '-' },
+        if w { 'w' } else { '-' },
+        if x { 'x' } else { '-' },
+        if s { 's' } else { 'p' },
+        line.offset,
+        line.inode,
+    )
+    .unwrap();
+    if !line.name.is_empty() {
+        while head.len() < 73 {
+            head.push(' ');
+        }
+    }
+    out.extend(head.as_bytes());
+    out.extend(&line.name);
+    out.push(b'\n');
+}
+
+fn check(got: &Mapping<'_>, line: &Line) {
+    assert_eq!(
+        got.range,
+        AddrRange::new(line.start, line.start + line.pages * 4096)
+    );
+    assert_eq!([got.read, got.write, got.exec, got.shared], line.perms);
+    assert_eq!((got.offset, got.inode), (line.offset, line.inode));
+    let want = match line.name.as_slice() {
+        b"" => MapName::Anonymous,
+        b"[heap]" => MapName::Heap,
+        b"[stack]" => MapName::Stack,
+        b"[vdso]" => MapName::Vdso,
+        b"[anon:my arena]" => MapName::AnonymousNamed(b"my arena"),
+        other => MapName::Other(other),
+    };
+    assert_eq!(got.name, want);
+}
+
+proptest! {
+    #[test]
+    fn every_printed_mapping_is_parsed_back(lines in proptest::collection::vec(line(), 0..8)) {
+        let mut text = Vec::new();
+        for line in &lines {
+            print(line, &mut text);
+        }
+        let got: Vec<_> = mappings(&text).collect();
+        prop_assert_eq!(got.len(), lines.len());
+        for (got, line) in got.iter().zip(&lines) {
+            check(got, line);
+        }
+    }
+
+    #[test]
+    fn every_printed_detail_is_parsed_back(
+        lines in proptest::collection::vec((line(), 0..1_u64 << 30, any::<bool>(), any::<bool>()), 0..8)
+    ) {
+        let mut text = Vec::new();
+        for (line, kb, served, locked) in &lines {
+            print(line, &mut text);
+            let mut rest = format!("Size: {:12} kB\nRss: {kb:12} kB\nPss: 1 kB\n", line.pages * 4);
+            writeln!(rest, "Anonymous: {:9} kB", kb / 2).unwrap();
+            writeln!(rest, "Locked: {:9} kB\nTHPeligible:    0\nProtectionKey:  0", kb / 4).unwrap();
+            let (um, lo) = (if *served { "um uw " } else { "" }, if *locked { "lo " } else { "" });
+            writeln!(rest, "VmFlags: rd wr mr mw me {um}{lo}ac sd ").unwrap();
+            text.extend(rest.as_bytes());
+        }
+        let got: Vec<_> = smaps(&text).collect();
+        prop_assert_eq!(got.len(), lines.len());
+        for (got, (line, kb, served, locked)) in got.iter().zip(&lines) {
+            check(&got.mapping, line);
+            prop_assert_eq!(got.rss_bytes, kb * 1024);
+            prop_assert_eq!(got.anonymous_bytes, kb / 2 * 1024);
+            prop_assert_eq!(got.locked_bytes, kb / 4 * 1024);
+            prop_assert_eq!(got.flags.has(VmFlags::UFFD_MISSING.with(VmFlags::UFFD_WP)), *served);
+            prop_assert_eq!(got.flags.has(VmFlags::LOCKED), *locked);
+            prop_assert!(got.flags.has(VmFlags::SOFT_DIRTY));
+            prop_assert!(!got.flags.has(VmFlags::WIPE_ON_FORK));
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_survived(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = mappings(&text).count();
+        let _ = smaps(&text).count();
+    }
+}
+
+#[test]
+fn own_maps_and_smaps_agree() {
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let mut text = Vec::new();
+    ProcMaps::open_smaps(pid)
+        .unwrap()
+        .read_into(&mut text)
+        .unwrap();
+    let details: Vec<_> = smaps(&text).collect();
+    assert!(details.len() > 10, "{}", details.len());
+    assert!(
+        details
+            .windows(2)
+            .all(|pair| { pair[0].mapping.range.end <= pair[1].mapping.range.start })
+    );
+    let stack = details
+        .iter()
+        .find(|d| d.mapping.name == MapName::Stack)
+        .unwrap();
+    assert!(stack.flags.has(VmFlags::GROWS_DOWN));
+    assert!(stack.rss_bytes > 0 && stack.anonymous_bytes <= stack.rss_bytes);
+    assert!(!stack.mapping.is_private_anonymous());
+    let here = (&raw const text).addr() as u64;
+    let mut short = Vec::new();
+    ProcMaps::open(pid).unwrap().read_into(&mut short).unwrap();
+    let own = mappings(&short).find(|m| m.range.contains(holo_proto::Addr(here)));
+    assert!(own.is_some_and(|m| m.read && m.write && !m.shared && m.inode == 0));
+    assert!(mappings(&short).any(|m| m.name == MapName::Vdso && m.exec));
+}
+
+#[test]
+fn a_file_with_an_odd_name_is_one_mapping() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = std::env::temp_dir().join(format!("holo-maps-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let path = dir.join(std::ffi::OsStr::from_bytes(b"a b\n1-2 rw-p \xff (deleted)"));
+    std::fs::write(&path, [1; 4096]).unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let map = super::super::mapped::Mapped::shared(std::os::fd::AsFd::as_fd(&file), 0, 4096, 0);
+    std::fs::remove_dir_all(&dir).unwrap();
+    let map = map.unwrap();
+    let mut text = Vec::new();
+    ProcMaps::open(i32::try_from(std::process::id()).unwrap())
+        .unwrap()
+        .read_into(&mut text)
+        .unwrap();
+    let at = holo_proto::Addr(map.as_ptr().addr() as u64);
+    let found = mappings(&text).find(|m| m.range.contains(at)).unwrap();
+    let MapName::Other(name) = found.name else {
+        panic!("{found:?}");
+    };
+    assert!(
+        name.ends_with(b"/a b\\0121-2 rw-p \xff (deleted) (deleted)"),
+        "{found:?}"
+    );
+    assert!(found.shared && found.inode != 0);
+}

@@ -1,0 +1,326 @@
+//! Small facts of `/proc`, read again and again through a kept descriptor without allocating.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use holo_proto::{Addr, SUBPAGE_BYTES};
+
+use super::errno;
+use super::maps::{decimal, kib};
+
+/// Sizes of an address space, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySample {
+    /// Mapped.
+    pub size_bytes: u64,
+    /// Resident. The kernel counts in batches for each thread: may be off by some hundred KiB a thread.
+    pub resident_bytes: u64,
+    /// The part of the resident bytes that is of files or shared.
+    pub shared_bytes: u64,
+}
+
+/// An open `/proc/PID/statm`.
+#[derive(Debug)]
+pub struct Statm(File);
+
+impl Statm {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// ENOENT without such a process.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        File::open(format!("/proc/{pid}/statm")).map(Self)
+    }
+
+    /// The sizes now; one system call. All zero once the address space is gone.
+    ///
+    /// # Errors
+    /// ESRCH once the process is reaped.
+    pub fn sample(&self) -> io::Result<MemorySample> {
+        let mut text = [0; 256];
+        let len = read_at_start(&self.0, &mut text)?;
+        let mut numbers = text[..len]
+            .split(|&b| b == b' ')
+            .map(|word| decimal(word).map_or(0, |(n, _)| n * SUBPAGE_BYTES));
+        let mut next = || numbers.next().unwrap_or(0);
+        Ok(MemorySample {
+            size_bytes: next(),
+            resident_bytes: next(),
+            shared_bytes: next(),
+        })
+    }
+}
+
+/// An open `/proc/PID/task`.
+#[derive(Debug)]
+pub struct Tasks(File);
+
+/// Room for the directory entries of one system call.
+const ENTRIES_BYTES: usize = 4096;
+/// Where `struct linux_dirent64` has its length and its name.
+const ENTRY_LEN_AT: usize = 16;
+const ENTRY_NAME_AT: usize = 19;
+
+impl Tasks {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// ENOENT without such a process.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        File::open(format!("/proc/{pid}/task")).map(Self)
+    }
+
+    /// Calls `see` with the id of each thread. A thread that starts or ends meanwhile may be in or not;
+    /// zombies are in. After an exec by a thread that is not the leader it lists the new process.
+    ///
+    /// # Errors
+    /// ESRCH or ENOENT when the process is gone.
+    pub fn for_each(&mut self, mut see: impl FnMut(i32)) -> io::Result<()> {
+        // SAFETY: moves the descriptor's position only, which `&mut self` owns.
+        if unsafe { libc::lseek(self.0.as_raw_fd(), 0, libc::SEEK_SET) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut entries = [0_u64; ENTRIES_BYTES / 8];
+        loop {
+            // SAFETY: the buffer is valid for writes of its size during the call.
+            let got = unsafe {
+                libc::syscall(
+                    libc::SYS_getdents64,
+                    self.0.as_raw_fd(),
+                    entries.as_mut_ptr(),
+                    ENTRIES_BYTES,
+                )
+            };
+            let len = match usize::try_from(got) {
+                Ok(0) => return Ok(()),
+                Ok(len) => len,
+                Err(_) if errno() == libc::EINTR => continue,
+                Err(_) => return Err(io::Error::last_os_error()),
+            };
+            let byte = |i: usize| entries[i / 8].to_le_bytes()[i % 8];
+            let mut at = 0;
+            while at + ENTRY_NAME_AT < len {
+                let mut name = (at + ENTRY_NAME_AT..len).map(byte).take_while(|&b| b != 0);
+                let tid = name.try_fold(0_i32, |n, b| {
+                    if !b.is_ascii_digit() {
+                        return None;
+                    }
+                    n.checked_mul(10)?.checked_add(i32::from(b - b'0'))
+                });
+                if let Some(tid) = tid.filter(|&tid| tid > 0) {
+                    see(tid);
+                }
+                let step = usize::from(byte(at + ENTRY_LEN_AT))
+                    | usize::from(byte(at + ENTRY_LEN_AT + 1)) << 8;
+                if step == 0 {
+                    break;
+                }
+                at += step;
+            }
+        }
+    }
+}
+
+/// Where the thread keeps its list of robust futexes; in the same mapping its thread id is cleared at its
+/// exit with faults forbidden. `None` when it has none.
+///
+/// # Errors
+/// ESRCH when it is gone, EPERM without ptrace access.
+pub fn robust_list_of(tid: i32) -> io::Result<Option<Addr>> {
+    let mut head = 0_u64;
+    let mut len = 0_usize;
+    // SAFETY: both words are valid for writes during the call.
+    let r = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
+    if r != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((head != 0).then_some(Addr(head)))
+}
+
+/// When the process or thread started, in clock ticks since boot: with its id a name that is never reused.
+///
+/// # Errors
+/// ENOENT without such a process.
+pub fn start_time(pid: i32) -> io::Result<u64> {
+    stat_field(pid, 22)
+}
+
+/// The parent of a process, as its id.
+///
+/// # Errors
+/// ENOENT without such a process.
+pub fn parent_of(pid: i32) -> io::Result<i32> {
+    i32::try_from(stat_field(pid, 4)?).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Bytes of the address space under long-term pins (`VmPin`): RDMA, registered io_uring buffers, VFIO.
+///
+/// # Errors
+/// ENOENT without such a process.
+pub fn vm_pin_bytes(pid: i32) -> io::Result<u64> {
+    let text = std::fs::read(format!("/proc/{pid}/status"))?;
+    let line = text
+        .split(|&b| b == b'\n')
+        .find_map(|line| line.strip_prefix(b"VmPin:"));
+    // A process without memory (a zombie) has no such line.
+    Ok(line.map_or(0, |rest| kib(rest.trim_ascii_start())))
+}
+
+/// The children of processes.
+#[derive(Debug)]
+pub struct Children;
+
+impl Children {
+    /// Ids of the children of all threads of `pid`, in no order. Children that fork meanwhile may be missing.
+    ///
+    /// Reads `/proc/PID/task/*/children`; on kernels built without it, the parent of every process.
+    ///
+    /// # Errors
+    /// ENOENT without such a process.
+    pub fn list(pid: i32) -> io::Result<Vec<i32>> {
+        let mut all = Vec::new();
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            match std::fs::read(task?.path().join("children")) {
+                Ok(text) => all.extend(text.split(|&b| b == b' ').filter_map(pid_of)),
+                // The thread ended, or the kernel has no such file.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Self::list_by_parent(pid),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(all)
+    }
+
+    fn list_by_parent(pid: i32) -> io::Result<Vec<i32>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            if let Some(id) = pid_of(name.as_encoded_bytes()) {
+                // One that ended meanwhile is no child.
+                if parent_of(id).is_ok_and(|parent| parent == pid) {
+                    all.push(id);
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+fn pid_of(text: &[u8]) -> Option<i32> {
+    let (number, rest) = decimal(text)?;
+    rest.is_empty().then(|| i32::try_from(number).ok())?
+}
+
+/// Field `number` (from 1, at least 4) of `/proc/PID/stat`; the name, field 2, may hold anything.
+fn stat_field(pid: i32, number: usize) -> io::Result<u64> {
+    let file = File::open(format!("/proc/{pid}/stat"))?;
+    let mut text = [0; 1024];
+    let len = read_at_start(&file, &mut text)?;
+    let text = &text[..len];
+    let field = text
+        .iter()
+        .rposition(|&b| b == b')')
+        // Behind ") " comes field 3.
+        .and_then(|end| text.get(end + 2..))
+        .and_then(|rest| rest.split(|&b| b == b' ').nth(number - 3))
+        .and_then(decimal);
+    field
+        .map(|(n, _)| n)
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn read_at_start(file: &File, out: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read_at(out, 0) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn me() -> i32 {
+        i32::try_from(std::process::id()).unwrap()
+    }
+
+    #[test]
+    fn touched_memory_shows_in_statm() {
+        let statm = Statm::open(me()).unwrap();
+        let before = statm.sample().unwrap();
+        let touched = vec![1_u8; 64 << 20];
+        let after = statm.sample().unwrap();
+        assert!(after.resident_bytes >= before.resident_bytes + (60 << 20));
+        assert!(after.size_bytes >= after.resident_bytes);
+        assert!(after.shared_bytes > 0);
+        drop(touched);
+    }
+
+    #[test]
+    fn every_thread_is_listed_each_time() {
+        let mut tasks = Tasks::open(me()).unwrap();
+        let (stop, wait) = std::sync::mpsc::channel::<()>();
+        let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+        // More than one call's room of entries.
+        let (ids, got_ids) = std::sync::mpsc::channel();
+        let threads: Vec<_> = (0..300)
+            .map(|_| {
+                let (wait, ids) = (wait.clone(), ids.clone());
+                std::thread::spawn(move || {
+                    // SAFETY: passes nothing.
+                    ids.send(unsafe { libc::gettid() }).unwrap();
+                    let _ = wait.lock().unwrap().recv();
+                })
+            })
+            .collect();
+        let want: Vec<i32> = got_ids.iter().take(300).collect();
+        for _ in 0..2 {
+            let mut seen = Vec::new();
+            tasks.for_each(|tid| seen.push(tid)).unwrap();
+            assert!(want.iter().all(|tid| seen.contains(tid)));
+            assert!(seen.contains(&me()));
+        }
+        drop(stop);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_thread_has_its_robust_list_in_its_own_memory() {
+        // SAFETY: passes nothing.
+        let tid = unsafe { libc::gettid() };
+        let at = robust_list_of(tid).unwrap().unwrap();
+        let local = 0_u8;
+        // glibc keeps it in the thread's descriptor, next to its stack.
+        assert!(at.0.abs_diff((&raw const local).addr() as u64) < 16 << 20);
+        assert!(robust_list_of(i32::MAX).is_err());
+    }
+
+    #[test]
+    fn a_child_is_found_and_has_a_start_time() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
+        let id = i32::try_from(child.id()).unwrap();
+        let listed = Children::list(me());
+        let by_parent = Children::list_by_parent(me());
+        let started = start_time(id);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(listed.unwrap().contains(&id));
+        assert!(by_parent.unwrap().contains(&id));
+        assert!(started.unwrap() >= start_time(me()).unwrap());
+        assert!(start_time(id).is_err());
+    }
+
+    #[test]
+    fn nothing_is_pinned_here() {
+        assert_eq!(vm_pin_bytes(me()).unwrap(), 0);
+        assert!(vm_pin_bytes(i32::MAX).is_err());
+    }
+}

@@ -1,0 +1,1 @@
+//! Targets for the tests of the kernel layer.
