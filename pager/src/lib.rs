@@ -1,3 +1,5 @@
 //! holo's pager.
+pub mod core;
+pub mod drive;
 pub mod store;
 pub mod sys;

@@ -1,0 +1,1193 @@
+//! Eviction, a batch of pages at a time.
+//!
+//! ```text
+//! Threads -> Select -> Protect -> Read -> Queue -> Wait -> Reread -> Unprotect -> Repair -> Put -> Pageout -> Look
+//!                      |<------------- a write to these pages waits ----------->|
+//! ```
+//!
+//! - *Read* stages the bytes in the map before *Queue* lets the kernel drop anything: from then on a
+//!   missing fault has its answer, also from a successor.
+//! - *Reread* reads once more after `MADV_FREE`: a device may have written (and marked the page dirty)
+//!   between the first read and the FREE, which forgot that mark. What it writes later marks the page
+//!   again, and the kernel keeps it.
+//! - *Repair* undoes a FREE that hit what the process had put in the page's place meanwhile.
+//! - *Put* happens while the page may still be in memory; `MADV_PAGEOUT` only after it is durable.
+//! - *Look* learns what the kernel decided. A page that stayed keeps its stored bytes: if it stayed
+//!   clean, the kernel may still drop it; if not, they are never used.
+
+use holo_proto::{AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageMask};
+
+use super::note::Notes;
+use super::op::Heads;
+use super::restore::TAG;
+use super::space::{Life, Ring, Space};
+use super::{
+    Advice, BATCH_PAGES, Core, CrashPoint, Entry, FrameId, Nanos, Op, Outcome, StopReason,
+};
+use crate::store::api::{Locations, PageStore, StoreError, Ticket};
+
+/// A ring that has not answered for so long belongs to a stopped target: others do not wait for it.
+const STUCK_NS: u64 = 50_000_000;
+/// After so many batches that freed nothing, faults no longer wait for room.
+const FRUITLESS: u32 = 3;
+/// Least time between two full searches for resident pages, nanoseconds; doubled while fruitless.
+const SWEEP_NS: u64 = 10_000_000;
+/// Rest after a batch that freed nothing, nanoseconds; doubled while fruitless.
+const REST_NS: u64 = 2_000_000;
+/// Around an address that the kernel writes with faults forbidden: the rest of the thread's control block.
+const CONTROL_BLOCK_BYTES: u64 = 4096;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Threads,
+    Select,
+    Protect,
+    Read,
+    Queue,
+    Wait,
+    /// A successor waits for a predecessor's requests.
+    Recover,
+    Reread,
+    Unprotect,
+    Repair,
+    RepairWait,
+    Put,
+    Pageout,
+    Look,
+}
+
+#[derive(Clone, Debug)]
+struct BatchPage {
+    page: PageIndex,
+    /// The subpages that the batch is about; shrinks as the process drops some.
+    mask: SubpageMask,
+    /// From the first to the last of the mask as it was at first.
+    span: AddrRange,
+    frame: Option<FrameId>,
+    /// Unmapped or moved away meanwhile.
+    lost: bool,
+    /// A request may have hit what is there now.
+    repair: bool,
+    /// A request failed: nothing was offered.
+    failed: bool,
+    /// A writer waited for it.
+    waiter: bool,
+    /// Writes no longer wait.
+    open: bool,
+    /// The content differed on the second read.
+    changed: bool,
+    /// Its bytes are in the store.
+    durable: bool,
+}
+
+/// What a step in progress was, for its completion.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    None,
+    Heads,
+    Sweep(AddrRange),
+    Look(PageIndex),
+    Protect,
+    Read { first: usize, count: usize },
+    Queue,
+    Kick,
+    Reread { first: usize, count: usize },
+    Compare(SubpageMask),
+    Unprotect,
+    RepairLook,
+    RepairQueue,
+    RepairKick,
+    Put,
+    Pageout,
+    FinalLook,
+}
+
+/// A batch of pages on their way out of one space.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    phase: Phase,
+    step: Step,
+    pages: Vec<BatchPage>,
+    /// Page of the batch, and subpage of it, that comes next.
+    at: usize,
+    sub: usize,
+    single_steps: bool,
+    spare: Option<FrameId>,
+    reread: SubpageMask,
+    repair_left: SubpageMask,
+    outstanding: usize,
+    started: Nanos,
+    waiting_since: Nanos,
+    ticket: Option<Ticket>,
+    freed: u32,
+    planned_bytes: u64,
+}
+
+impl Batch {
+    fn new(now: Nanos) -> Self {
+        Self {
+            phase: Phase::Threads,
+            step: Step::None,
+            pages: Vec::with_capacity(BATCH_PAGES),
+            at: 0,
+            sub: 0,
+            single_steps: false,
+            spare: None,
+            reread: SubpageMask::NONE,
+            repair_left: SubpageMask::NONE,
+            outstanding: 0,
+            started: now,
+            waiting_since: now,
+            ticket: None,
+            freed: 0,
+            planned_bytes: 0,
+        }
+    }
+
+    /// A predecessor's batch, as far as its note says.
+    pub(crate) fn recovered(notes: &Notes<'_>, id: SpaceId) -> Self {
+        let mut b = Self::new(Nanos(0));
+        b.phase = Phase::Recover;
+        for i in 0..notes.pages(id) {
+            let (page, mask) = notes.page(id, i);
+            b.pages.push(BatchPage::new(page, mask, None));
+        }
+        b
+    }
+
+    /// Frames that the batch holds.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = FrameId> + '_ {
+        self.pages.iter().filter_map(|p| p.frame).chain(self.spare)
+    }
+
+    /// Requests of ours may be on the ring.
+    fn submitted(&self) -> bool {
+        matches!(self.phase, Phase::Queue | Phase::Wait | Phase::Recover)
+    }
+
+    /// A removal message came. `count` gets each page of the batch with the subpages that our own requests
+    /// may explain; of the others the batch forgets those that were dropped.
+    pub(crate) fn note_removal(
+        &mut self,
+        range: AddrRange,
+        mut count: impl FnMut(usize, SubpageMask),
+    ) {
+        let submitted = self.submitted();
+        for (i, p) in self.pages.iter_mut().enumerate() {
+            let covered = SubpageMask::of_page_in(p.page, range).and(p.mask);
+            if covered.is_empty() {
+                continue;
+            }
+            if submitted {
+                count(i, covered);
+            } else {
+                p.mask = p.mask.minus(covered);
+            }
+        }
+    }
+
+    /// The pages in `range` are no longer where they were.
+    pub(crate) fn lose(&mut self, range: AddrRange) {
+        for p in &mut self.pages {
+            if p.page.range().overlaps(range) {
+                p.lost = true;
+                if !p.open {
+                    p.repair = true;
+                }
+            }
+        }
+    }
+
+    fn in_window(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Protect
+                | Phase::Read
+                | Phase::Queue
+                | Phase::Wait
+                | Phase::Recover
+                | Phase::Reread
+                | Phase::Unprotect
+        )
+    }
+
+    fn goto(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.at = 0;
+        self.sub = 0;
+        self.single_steps = false;
+    }
+}
+
+impl BatchPage {
+    fn new(page: PageIndex, mask: SubpageMask, frame: Option<FrameId>) -> Self {
+        let first = mask.iter().next().unwrap_or(0);
+        let last = mask.iter().last().unwrap_or(15);
+        Self {
+            page,
+            mask,
+            span: AddrRange {
+                start: page.subpage(first).start(),
+                end: page.subpage(last).start().offset(SUBPAGE_BYTES),
+            },
+            frame,
+            lost: false,
+            repair: false,
+            failed: false,
+            waiter: false,
+            open: false,
+            changed: false,
+            durable: false,
+        }
+    }
+
+    fn run(&self, first: usize, count: usize) -> AddrRange {
+        let start = self.page.subpage(first).start();
+        AddrRange {
+            start,
+            end: start.offset(count as u64 * SUBPAGE_BYTES),
+        }
+    }
+}
+
+impl Space {
+    /// Whether a fault on `page` waits for the batch; a writer is remembered.
+    pub(crate) fn batch_holds(&mut self, page: PageIndex, write: bool) -> bool {
+        let Some(b) = self.batch.as_mut() else {
+            return false;
+        };
+        if !b.in_window() {
+            return false;
+        }
+        match b.pages.iter_mut().find(|p| p.page == page) {
+            Some(p) if !p.open => {
+                p.waiter |= write;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether waiting for this space's eviction can help a fault that needs memory.
+pub(super) fn can_make_room(s: &Space, now: Nanos) -> bool {
+    s.life == Life::Serving
+        && s.ring != Ring::Refused
+        && s.fruitless < FRUITLESS
+        && !s.regions.is_empty()
+        && match &s.batch {
+            Some(b) => {
+                !(matches!(b.phase, Phase::Wait | Phase::Recover | Phase::RepairWait)
+                    && now >= b.waiting_since.after(STUCK_NS))
+            }
+            None => true,
+        }
+}
+
+impl<S: PageStore> Core<'_, S> {
+    fn wants_batch(&self, s: &Space) -> bool {
+        s.life == Life::Serving
+            && s.known
+            && s.restore.is_idle()
+            && self.now >= s.rest_until
+            && (!s.policy.is_empty() || (self.now >= s.sweep_after && !s.regions.is_empty()))
+            && self.usage_bytes() > self.high_bytes()
+            && s.usage_bytes > 0
+            && self.frames.free() >= 4
+    }
+
+    /// The next step of a space's batch; begins one if there is pressure.
+    pub(super) fn step_batch(&mut self, id: SpaceId) -> Option<Op> {
+        if self.space_ref(id)?.batch.is_none() {
+            if !self.wants_batch(self.space_ref(id)?) {
+                return None;
+            }
+            match self.space_ref(id)?.ring {
+                Ring::Absent => {
+                    self.space(id)?.ring = Ring::Asked;
+                    self.errands.push_back(Op::NeedRing { space: id });
+                    return None;
+                }
+                Ring::Asked | Ring::Refused => return None,
+                Ring::Ready => {}
+            }
+            let now = self.now;
+            self.space(id)?.batch = Some(Batch::new(now));
+        }
+        let mut b = self.space(id)?.batch.take()?;
+        let op = self.advance(id, &mut b);
+        if op.is_none() && b.phase == Phase::Look && b.at >= b.pages.len() {
+            self.finish(id, b);
+            return None;
+        }
+        if let Some(s) = self.space(id) {
+            s.batch = Some(b);
+        }
+        op
+    }
+
+    fn advance(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        loop {
+            let op = match b.phase {
+                Phase::Threads => {
+                    b.step = Step::Heads;
+                    return Some(Op::Threads { space: id });
+                }
+                Phase::Select => self.select(id, b),
+                Phase::Protect => self.protect(id, b),
+                Phase::Read => self.read(id, b),
+                Phase::Queue => self.queue(id, b),
+                Phase::Wait | Phase::RepairWait if b.outstanding == 0 => {
+                    self.waited(id, b);
+                    None
+                }
+                Phase::Wait | Phase::Recover | Phase::RepairWait => return None,
+                Phase::Reread => self.reread(id, b),
+                Phase::Unprotect => self.unprotect(id, b),
+                Phase::Repair => self.repair(id, b),
+                Phase::Put => {
+                    if b.ticket.is_some() {
+                        return None;
+                    }
+                    self.put(id, b)
+                }
+                Phase::Pageout => self.page_out(id, b),
+                Phase::Look => {
+                    while b
+                        .pages
+                        .get(b.at)
+                        .is_some_and(|p| p.lost || p.mask.is_empty())
+                    {
+                        b.at += 1;
+                    }
+                    let page = b.pages.get(b.at)?.page;
+                    b.step = Step::FinalLook;
+                    return Some(Op::Look { space: id, page });
+                }
+            };
+            if op.is_some() {
+                return op;
+            }
+        }
+    }
+
+    // --- choosing -------------------------------------------------------------------------------
+
+    fn select(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        if b.spare.is_none() {
+            b.spare = self.frames.take();
+        }
+        let enough = self.usage_bytes() <= self.low_bytes() + b.planned_bytes;
+        if b.spare.is_none() || b.pages.len() == BATCH_PAGES || enough || self.frames.free() < 2 {
+            return self.selected(b);
+        }
+        let now = self.now;
+        let s = self.space(id)?;
+        while let Some(page) = s.policy.take_victim() {
+            s.queued.remove(page);
+            let kept_out = s.restore.covers(page) || b.pages.iter().any(|p| p.page == page);
+            if kept_out || s.regions.overlapping(page.range()).is_none() {
+                continue;
+            }
+            b.step = Step::Look(page);
+            return Some(Op::Look { space: id, page });
+        }
+        // Nobody told us of more: search.
+        if now < s.sweep_after {
+            return self.selected(b);
+        }
+        match s.regions.at_or_after(s.sweep) {
+            Some(r) => {
+                let range = AddrRange {
+                    start: r.start.max(s.sweep),
+                    end: r.end,
+                };
+                b.step = Step::Sweep(range);
+                Some(Op::FindPresent { space: id, range })
+            }
+            None => {
+                s.sweep = holo_proto::Addr(0);
+                s.sweep_after = now.after(SWEEP_NS << s.fruitless.min(5));
+                self.selected(b)
+            }
+        }
+    }
+
+    fn selected(&mut self, b: &mut Batch) -> Option<Op> {
+        if b.pages.is_empty() {
+            b.goto(Phase::Look);
+        } else {
+            b.goto(Phase::Protect);
+        }
+        None
+    }
+
+    /// What of a page may be offered, from what pagemap says and what we know.
+    fn eligible(&mut self, id: SpaceId, page: PageIndex, look: super::PageLook) -> SubpageMask {
+        let in_memory = look
+            .present
+            .minus(look.zero)
+            .minus(look.swapped)
+            .minus(look.file);
+        let Some(s) = self.space_ref(id) else {
+            return SubpageMask::NONE;
+        };
+        let quiesced = s.quiesce_count;
+        let mut mask = SubpageMask::NONE;
+        let mut dropping = false;
+        let mut seen_missing = SubpageMask::NONE;
+        for i in 0..16 {
+            let at = page.subpage(i);
+            if let Entry::Dropping(n) = self.map.entry(id, at) {
+                if !look.present.has(i) && !look.swapped.has(i) {
+                    seen_missing = seen_missing.with(i);
+                } else if n >= quiesced {
+                    dropping = true;
+                    continue;
+                }
+            }
+            let start = at.start();
+            if in_memory.has(i)
+                && look.exclusive.has(i)
+                && s.regions.around(start).is_some()
+                && s.never.around(start).is_none()
+            {
+                mask = mask.with(i);
+            }
+        }
+        for i in seen_missing.iter() {
+            self.set_entry(id, page.subpage(i), Entry::Nothing);
+        }
+        if dropping {
+            if let Some(s) = self.space(id) {
+                if !s.quiesce_asked {
+                    s.quiesce_asked = true;
+                    let count = s.quiesce_count + 1;
+                    self.errands.push_back(Op::NeedQuiesce { space: id, count });
+                }
+            }
+        }
+        mask
+    }
+
+    fn looked_at(&mut self, id: SpaceId, b: &mut Batch, page: PageIndex, look: super::PageLook) {
+        let mask = self.eligible(id, page, look);
+        if mask.is_empty() {
+            let shared = look.present.minus(look.zero).minus(look.exclusive);
+            if !shared.is_empty() {
+                self.stats.stayed_shared += 1;
+            }
+            return; // found again by a sweep, if it is still there
+        }
+        let Some(frame) = self.frames.take() else {
+            if let Some(s) = self.space(id) {
+                s.enqueue(page, true);
+            }
+            return;
+        };
+        b.planned_bytes += u64::from(mask.count()) * SUBPAGE_BYTES;
+        b.pages.push(BatchPage::new(page, mask, Some(frame)));
+    }
+
+    fn heads_known(&mut self, id: SpaceId, b: &mut Batch, heads: &Heads) {
+        for at in heads.at.iter().take(heads.len) {
+            let near = AddrRange::new(
+                at.0.saturating_sub(CONTROL_BLOCK_BYTES) / PAGE_BYTES * PAGE_BYTES,
+                (at.0 + CONTROL_BLOCK_BYTES).next_multiple_of(PAGE_BYTES),
+            );
+            self.never(id, near);
+        }
+        if !heads.more {
+            b.goto(Phase::Select);
+        }
+    }
+
+    // --- the protected window -------------------------------------------------------------------
+
+    fn protect(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        while let Some(p) = b.pages.get(b.at) {
+            if p.lost || p.mask.is_empty() {
+                b.at += 1;
+                b.single_steps = false;
+                continue;
+            }
+            let range = if b.single_steps {
+                match p.mask.iter().find(|&i| i >= b.sub) {
+                    Some(i) => {
+                        b.sub = i;
+                        p.run(i, 1)
+                    }
+                    None => {
+                        b.at += 1;
+                        b.single_steps = false;
+                        continue;
+                    }
+                }
+            } else {
+                p.span
+            };
+            b.step = Step::Protect;
+            return Some(Op::Protect { space: id, range });
+        }
+        b.goto(Phase::Read);
+        None
+    }
+
+    fn read(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        while let Some(p) = b.pages.get(b.at) {
+            let next = p.mask.runs().find(|&(f, c)| f + c > b.sub);
+            if let (false, Some((first, count)), Some(frame)) = (p.lost, next, p.frame) {
+                b.step = Step::Read { first, count };
+                return Some(Op::Read {
+                    space: id,
+                    at: p.page.subpage(first),
+                    subpages: count,
+                    frame,
+                    first,
+                });
+            }
+            self.stage(id, b);
+            b.at += 1;
+            b.sub = 0;
+        }
+        let pages: Vec<_> = b.pages.iter().map(|p| (p.page, p.mask)).collect();
+        self.notes.write(id, pages.into_iter());
+        self.crash(CrashPoint::BatchNoted);
+        b.goto(Phase::Queue);
+        None
+    }
+
+    /// The bytes of the page that was read are in its frame: the map says so.
+    fn stage(&mut self, id: SpaceId, b: &Batch) {
+        let Some(p) = b.pages.get(b.at) else { return };
+        let (false, Some(frame)) = (p.lost, p.frame) else {
+            return;
+        };
+        self.crash(CrashPoint::PageRead);
+        for i in p.mask.iter() {
+            self.frames.hold(frame);
+            self.set_entry(id, p.page.subpage(i), Entry::Staged(frame, i));
+        }
+        self.crash(CrashPoint::Staged);
+    }
+
+    fn queue(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        while let Some(p) = b.pages.get(b.at) {
+            let next = p.mask.runs().find(|&(f, _)| f >= b.sub);
+            if let (false, Some((first, count))) = (p.lost, next) {
+                b.sub = first + count;
+                b.step = Step::Queue;
+                return Some(Op::Advise {
+                    space: id,
+                    advice: Advice::Free,
+                    range: p.run(first, count),
+                    tag: b.at as u64,
+                });
+            }
+            b.at += 1;
+            b.sub = 0;
+        }
+        b.phase = Phase::Wait;
+        b.waiting_since = self.now;
+        if b.outstanding == 0 {
+            return None;
+        }
+        b.step = Step::Kick;
+        Some(Op::Kick { space: id })
+    }
+
+    /// All requests have ended: what did the process drop meanwhile, and what did we hit?
+    fn waited(&mut self, id: SpaceId, b: &mut Batch) {
+        if b.phase == Phase::RepairWait {
+            b.phase = Phase::Repair;
+            b.at += 1;
+            b.repair_left = SubpageMask::NONE;
+            return;
+        }
+        let recovered = b.phase == Phase::Recover;
+        let quiesce = self.space_ref(id).map_or(0, |s| s.quiesce_count);
+        for (i, p) in b.pages.iter_mut().enumerate() {
+            let dropped = self.notes.counted(id, i, 2).and(p.mask);
+            let unheard = p.mask.minus(self.notes.counted(id, i, 1));
+            if !unheard.is_empty() && !p.failed {
+                // The request found no mapping of ours there.
+                p.repair = true;
+            }
+            for k in dropped.iter() {
+                self.stats.dropped_in_batch += 1;
+                match self
+                    .map
+                    .replace(id, p.page.subpage(k), Entry::Dropping(quiesce))
+                {
+                    Ok(Entry::Stored(l)) => self.store.release(l),
+                    Ok(Entry::Staged(f, _)) => self.frames.drop_hold(f),
+                    _ => {}
+                }
+            }
+            p.mask = p.mask.minus(dropped);
+            if recovered {
+                // The entries speak for themselves; only the window is still to be closed.
+                p.repair = p.repair || p.lost;
+            }
+        }
+        self.crash(CrashPoint::FreeDone);
+        self.notes.clear(id);
+        b.goto(if recovered {
+            Phase::Unprotect
+        } else {
+            Phase::Reread
+        });
+    }
+
+    fn reread(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        let spare = b.spare?;
+        while let Some(p) = b.pages.get(b.at) {
+            let next = p.mask.runs().find(|&(f, c)| f + c > b.sub);
+            if p.lost || p.failed || p.frame.is_none() {
+                b.at += 1;
+                b.sub = 0;
+                continue;
+            }
+            if let Some((first, count)) = next {
+                let first = first.max(b.sub);
+                let count = count.min(16 - first);
+                b.step = Step::Reread { first, count };
+                return Some(Op::Read {
+                    space: id,
+                    at: p.page.subpage(first),
+                    subpages: count,
+                    frame: spare,
+                    first,
+                });
+            }
+            if let (false, Some(frame)) = (b.reread.is_empty(), p.frame) {
+                let mask = b.reread;
+                b.step = Step::Compare(mask);
+                return Some(Op::Compare {
+                    a: frame,
+                    b: spare,
+                    mask,
+                });
+            }
+            b.at += 1;
+            b.sub = 0;
+        }
+        b.goto(Phase::Unprotect);
+        None
+    }
+
+    /// The second read differs: what it says is the page's content now.
+    fn restage(&mut self, id: SpaceId, b: &mut Batch, read: SubpageMask) {
+        self.stats.reread_differed += 1;
+        let (Some(spare), Some(p)) = (b.spare.take(), b.pages.get_mut(b.at)) else {
+            return;
+        };
+        p.changed = true;
+        for i in read.iter() {
+            let at = p.page.subpage(i);
+            if self.map.entry(id, at) == p.frame.map_or(Entry::Nothing, |f| Entry::Staged(f, i)) {
+                self.frames.hold(spare);
+                if let Ok(Entry::Staged(f, _)) = self.map.replace(id, at, Entry::Staged(spare, i)) {
+                    self.frames.drop_hold(f);
+                }
+            }
+        }
+        self.crash(CrashPoint::Restaged);
+        if let Some(old) = p.frame.replace(spare) {
+            if self.frames.holds(old) > 1 {
+                // Subpages that the kernel dropped between the two reads, or a child's, are only there.
+                self.frames.drop_hold(old);
+                if !self.orphans.contains(&old) {
+                    self.orphans.push_back(old);
+                }
+                b.spare = None;
+            } else {
+                b.spare = Some(old);
+            }
+        }
+        if b.spare.is_none() {
+            b.spare = self.frames.take();
+        }
+    }
+
+    fn unprotect(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        while let Some(p) = b.pages.get_mut(b.at) {
+            if b.single_steps {
+                let start = p.span.start.offset(b.sub as u64 * SUBPAGE_BYTES);
+                if start < p.span.end {
+                    let end = start.offset(SUBPAGE_BYTES);
+                    b.step = Step::Unprotect;
+                    return Some(Op::Unprotect {
+                        space: id,
+                        range: AddrRange { start, end },
+                    });
+                }
+                self.opened(b);
+                continue;
+            }
+            b.step = Step::Unprotect;
+            return Some(Op::Unprotect {
+                space: id,
+                range: p.span,
+            });
+        }
+        self.unhold();
+        b.goto(Phase::Repair);
+        None
+    }
+
+    fn opened(&mut self, b: &mut Batch) {
+        if let Some(p) = b.pages.get_mut(b.at) {
+            p.open = true;
+        }
+        b.at += 1;
+        b.sub = 0;
+        b.single_steps = false;
+        self.crash(CrashPoint::Unprotected);
+    }
+
+    // --- after the window -----------------------------------------------------------------------
+
+    fn repair(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        while let Some(p) = b.pages.get(b.at) {
+            if !p.repair {
+                b.at += 1;
+                continue;
+            }
+            if let Some((first, count)) = b.repair_left.runs().next() {
+                let range = p.run(first, count);
+                for i in first..first + count {
+                    b.repair_left = b.repair_left.without(i);
+                }
+                b.step = Step::RepairQueue;
+                return Some(Op::Advise {
+                    space: id,
+                    advice: Advice::Populate,
+                    range,
+                    tag: b.at as u64,
+                });
+            }
+            if b.outstanding > 0 {
+                b.phase = Phase::RepairWait;
+                b.waiting_since = self.now;
+                b.step = Step::RepairKick;
+                return Some(Op::Kick { space: id });
+            }
+            b.step = Step::RepairLook;
+            return Some(Op::Look {
+                space: id,
+                page: p.page,
+            });
+        }
+        b.goto(Phase::Put);
+        None
+    }
+
+    /// What of the page's frame the map still needs, here or (a fork's child) elsewhere.
+    fn put(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        while let Some(p) = b.pages.get(b.at) {
+            if let Some(frame) = p.frame {
+                if self.frames.holds(frame) > 1 {
+                    let mask = self.staged_mask(id, p.page, frame);
+                    let ticket = self.new_ticket();
+                    b.ticket = Some(ticket);
+                    b.step = Step::Put;
+                    return Some(Op::Put {
+                        ticket,
+                        frame,
+                        mask,
+                    });
+                }
+            }
+            b.at += 1;
+        }
+        b.goto(Phase::Pageout);
+        None
+    }
+
+    /// The subpages of a frame that the map refers to: usually all by the page itself, else by whoever.
+    fn staged_mask(&self, id: SpaceId, page: PageIndex, frame: FrameId) -> SubpageMask {
+        let own = (0..16)
+            .filter(|&i| self.map.entry(id, page.subpage(i)) == Entry::Staged(frame, i))
+            .fold(SubpageMask::NONE, SubpageMask::with);
+        if self.frames.holds(frame) == own.count() + 1 {
+            own
+        } else {
+            self.staged_anywhere(frame)
+        }
+    }
+
+    pub(super) fn batch_put_done(&mut self, ticket: Ticket, result: Result<Locations, StoreError>) {
+        let found = self.find_space(|s| s.batch.as_ref().is_some_and(|b| b.ticket == Some(ticket)));
+        let Some(id) = found else {
+            // The space ended meanwhile: nobody refers to what was stored.
+            if let Ok(locations) = result {
+                for l in locations.iter().flatten() {
+                    self.store.release(*l);
+                }
+            }
+            return;
+        };
+        let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
+            return;
+        };
+        b.ticket = None;
+        let at = b.at;
+        b.at += 1;
+        if let Some(p) = b.pages.get_mut(at) {
+            match result {
+                Ok(locations) => {
+                    self.crash(CrashPoint::StorePut);
+                    self.stored(id, p, &locations);
+                    self.crash(CrashPoint::Stored);
+                    p.durable = true;
+                }
+                Err(_) => {
+                    // No room: the page must not go. It becomes dirty and resident again, and the frame
+                    // is free when the map no longer needs it.
+                    p.failed = true;
+                    let range = p.page.range();
+                    if let Some(s) = self.space(id) {
+                        s.restore.push(range);
+                    }
+                }
+            }
+        }
+        if let Some(s) = self.space(id) {
+            s.batch = Some(b);
+        }
+    }
+
+    fn stored(&mut self, id: SpaceId, p: &BatchPage, locations: &Locations) {
+        let Some(frame) = p.frame else { return };
+        let mut spent = [false; 16];
+        for i in 0..16 {
+            let at = p.page.subpage(i);
+            if self.map.entry(id, at) == Entry::Staged(frame, i) {
+                let new = locations[i].map_or(Entry::Nothing, Entry::Stored);
+                if self.map.replace(id, at, new).is_ok() {
+                    spent[i] = true;
+                    self.frames.drop_hold(frame);
+                }
+            }
+        }
+        let mut rest = *locations;
+        for i in 0..16 {
+            if spent[i] {
+                rest[i] = None;
+            }
+        }
+        if self.frames.holds(frame) > 1 {
+            // A fork's child, or a page that moved, refers to the frame too.
+            for l in (0..16).filter(|&i| spent[i]).filter_map(|i| locations[i]) {
+                self.store.retain(l);
+            }
+            self.resolve_frame(frame, locations);
+            return;
+        }
+        for l in rest.iter().flatten() {
+            self.store.release(*l);
+        }
+    }
+
+    fn page_out(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        self.pageout.clear();
+        for p in &b.pages {
+            if p.durable && !p.lost && !p.failed {
+                for (first, count) in p.mask.runs() {
+                    self.pageout.push(p.run(first, count));
+                }
+            }
+        }
+        b.goto(Phase::Look);
+        if self.pageout.is_empty() {
+            return None;
+        }
+        b.step = Step::Pageout;
+        Some(Op::Pageout { space: id })
+    }
+
+    fn final_look(&mut self, id: SpaceId, b: &mut Batch, look: super::PageLook) {
+        let Some(p) = b.pages.get(b.at).cloned() else {
+            return;
+        };
+        b.at += 1;
+        for i in 0..16 {
+            let at = p.page.subpage(i);
+            let missing = !look.present.has(i) && !look.swapped.has(i);
+            if missing && matches!(self.map.entry(id, at), Entry::Dropping(_)) {
+                self.set_entry(id, at, Entry::Nothing);
+            }
+        }
+        let gone = p.mask.minus(look.present).minus(look.swapped);
+        let stayed = p.mask.and(look.present);
+        if !gone.is_empty() {
+            self.stats.pages_evicted += 1;
+            self.stats.subpages_evicted += u64::from(gone.count());
+            b.freed += gone.count();
+        }
+        if !stayed.is_empty() {
+            if p.waiter || p.changed {
+                self.stats.stayed_written += 1;
+            } else {
+                self.stats.stayed_other += 1;
+            }
+        }
+        let bytes = u64::from(gone.count()) * SUBPAGE_BYTES;
+        if let Some(s) = self.space(id) {
+            s.usage_bytes = s.usage_bytes.saturating_sub(bytes);
+            if stayed.is_empty() {
+                s.policy.evicted(p.page);
+            } else {
+                s.enqueue(p.page, true);
+            }
+        }
+        self.crash(CrashPoint::Looked);
+    }
+
+    fn finish(&mut self, id: SpaceId, b: Batch) {
+        for f in b.frames() {
+            self.frames.drop_hold(f);
+        }
+        let now = self.now;
+        self.stats.evict_ns += now.0.saturating_sub(b.started.0);
+        if let Some(s) = self.space(id) {
+            if b.freed > 0 {
+                s.fruitless = 0;
+            } else {
+                s.fruitless = s.fruitless.saturating_add(1);
+                s.rest_until = now.after(REST_NS << s.fruitless.min(6));
+            }
+        }
+        self.unhold();
+    }
+
+    // --- completions ----------------------------------------------------------------------------
+
+    pub(super) fn ring_done(&mut self, id: SpaceId, tag: u64, result: i32) {
+        if tag & TAG != 0 {
+            return self.restored(id, PageIndex(tag & !TAG), result);
+        }
+        let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
+            return;
+        };
+        b.outstanding = b.outstanding.saturating_sub(1);
+        let page = usize::try_from(tag).ok().and_then(|i| b.pages.get_mut(i));
+        if let (Some(p), true) = (page, result < 0 && b.phase == Phase::Wait) {
+            p.failed = true;
+        }
+        self.crash(CrashPoint::FreeDone);
+        if b.outstanding == 0 && matches!(b.phase, Phase::Wait | Phase::RepairWait) {
+            // Every removal message of our own was read before its request ended, but not necessarily
+            // applied: they are read first.
+            self.waited(id, &mut b);
+        }
+        if let Some(s) = self.space(id) {
+            s.batch = Some(b);
+        }
+    }
+
+    pub(super) fn ring_quiet(&mut self, id: SpaceId) {
+        let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
+            return;
+        };
+        if b.phase == Phase::Recover {
+            self.waited(id, &mut b);
+        }
+        if let Some(s) = self.space(id) {
+            s.batch = Some(b);
+        }
+        self.unhold();
+    }
+
+    pub(super) fn batch_step_done(&mut self, id: SpaceId, outcome: Outcome) {
+        if outcome == Outcome::Gone {
+            return self.gone(id);
+        }
+        let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
+            return;
+        };
+        if outcome == Outcome::EventsPending {
+            // Decided again from the state after the events: the phase and its cursor stay.
+            b.step = Step::None;
+            self.events_pending(id);
+        } else {
+            let step = std::mem::replace(&mut b.step, Step::None);
+            self.step_done(id, &mut b, step, outcome);
+        }
+        if let Some(s) = self.space(id) {
+            s.batch = Some(b);
+        }
+    }
+
+    fn step_done(&mut self, id: SpaceId, b: &mut Batch, step: Step, outcome: Outcome) {
+        match step {
+            Step::None => {}
+            Step::Heads => {
+                if let Outcome::Heads(heads) = outcome {
+                    self.heads_known(id, b, &heads);
+                } else {
+                    b.goto(Phase::Look); // threads unknown: evict nothing
+                }
+            }
+            Step::Sweep(range) => self.swept(id, range, outcome),
+            Step::Look(page) => {
+                if let Outcome::Look(look) = outcome {
+                    self.looked_at(id, b, page, look);
+                }
+            }
+            Step::Protect => self.protect_done(id, b, outcome),
+            Step::Read { first, count } => {
+                let got = if let Outcome::Subpages(n) = outcome {
+                    n
+                } else {
+                    0
+                };
+                if let Some(p) = b.pages.get_mut(b.at) {
+                    if got < count {
+                        // Missing: the kernel or the process dropped it. The map has its answer.
+                        p.mask = p.mask.without(first + got);
+                    }
+                }
+                b.sub = first + got + usize::from(got < count);
+            }
+            Step::Queue => {
+                match outcome {
+                    Outcome::Done => b.outstanding += 1,
+                    _ => {
+                        if let Some(p) = b.pages.get_mut(b.at) {
+                            p.failed = true;
+                        }
+                    }
+                }
+                self.crash(CrashPoint::FreeQueued);
+            }
+            Step::Kick => self.crash(CrashPoint::FreeKicked),
+            Step::RepairKick => {}
+            Step::Reread { first, count } => {
+                let got = if let Outcome::Subpages(n) = outcome {
+                    n
+                } else {
+                    0
+                };
+                for i in first..first + got {
+                    b.reread = b.reread.with(i);
+                }
+                b.sub = first + got + usize::from(got < count);
+            }
+            Step::Compare(read) => {
+                b.reread = SubpageMask::NONE;
+                if let Outcome::Mask(differs) = outcome {
+                    if !differs.is_empty() {
+                        self.restage(id, b, read);
+                    }
+                }
+                b.at += 1;
+                b.sub = 0;
+            }
+            Step::Unprotect => self.unprotect_done(id, b, outcome),
+            Step::RepairLook => {
+                let present = if let Outcome::Look(l) = outcome {
+                    l.present.minus(l.zero).minus(l.file)
+                } else {
+                    SubpageMask::NONE
+                };
+                if present.is_empty() {
+                    b.at += 1;
+                } else {
+                    self.stats.foreign_repaired += 1;
+                    b.repair_left = present;
+                }
+            }
+            Step::RepairQueue => {
+                if outcome == Outcome::Done {
+                    b.outstanding += 1;
+                }
+            }
+            Step::Put => {}
+            Step::Pageout => self.crash(CrashPoint::PagedOut),
+            Step::FinalLook => {
+                if let Outcome::Look(look) = outcome {
+                    self.final_look(id, b, look);
+                } else {
+                    b.at += 1;
+                }
+            }
+        }
+    }
+
+    fn swept(&mut self, id: SpaceId, range: AddrRange, outcome: Outcome) {
+        let found = if let Outcome::Found(f) = outcome {
+            f
+        } else {
+            None
+        };
+        let Some(s) = self.space(id) else { return };
+        match found {
+            Some(run) => {
+                let mut next = run.end;
+                for page in run.pages() {
+                    if s.queued.is_full() {
+                        next = page.start();
+                        break;
+                    }
+                    s.enqueue(page, false);
+                }
+                // At least one page on, or a full queue would find the same page for ever.
+                s.sweep = next.max(range.start.offset(SUBPAGE_BYTES));
+            }
+            None => s.sweep = range.end,
+        }
+    }
+
+    fn protect_done(&mut self, id: SpaceId, b: &mut Batch, outcome: Outcome) {
+        let single = b.single_steps;
+        let sub = b.sub;
+        let Some(p) = b.pages.get_mut(b.at) else {
+            return;
+        };
+        match outcome {
+            Outcome::Done if single => b.sub += 1,
+            Outcome::Done => {
+                b.at += 1;
+                b.sub = 0;
+            }
+            Outcome::Edge if single => {
+                p.mask = p.mask.without(sub);
+                b.sub += 1;
+            }
+            Outcome::Edge => {
+                b.single_steps = true;
+                b.sub = 0;
+            }
+            Outcome::Refused(errno) => {
+                let at = p.page.subpage(0);
+                self.stop(id, StopReason::Kernel { at, errno });
+            }
+            _ => p.mask = SubpageMask::NONE,
+        }
+        self.progressed(id);
+        self.crash(CrashPoint::Protected);
+    }
+
+    fn unprotect_done(&mut self, id: SpaceId, b: &mut Batch, outcome: Outcome) {
+        let single = b.single_steps;
+        let Some(p) = b.pages.get_mut(b.at) else {
+            return;
+        };
+        match outcome {
+            Outcome::Edge if !single => {
+                b.single_steps = true;
+                b.sub = 0;
+            }
+            Outcome::Refused(errno) => {
+                let at = p.page.subpage(0);
+                self.stop(id, StopReason::Kernel { at, errno });
+                self.opened(b);
+            }
+            _ if single => b.sub += 1,
+            _ => self.opened(b),
+        }
+        self.progressed(id);
+    }
+}

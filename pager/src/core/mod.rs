@@ -1,0 +1,826 @@
+//! The pager's core: every decision about every page, and no I/O.
+//!
+//! No clock, no randomness, no system call, no thread. Whoever drives it (the serving thread, or the
+//! simulation) passes [`Input`]s in, takes one [`Op`] at a time from [`Core::next`], performs it and
+//! returns its [`Outcome`] through [`Core::complete`].
+//!
+//! # One page's life
+//!
+//! ```text
+//!  Nothing --touch--> resident --protect, read--> Staged --FREE, un-protect, put--> Stored
+//!    ^                   ^                          |                                 | PAGEOUT, look
+//!    | the process       | installed: the entry is  | a fault: served from the frame  | still there: stays
+//!    | dropped it        | forgotten                v                                 v
+//!  Dropping <------------+----------------------- fault <------------------------- missing
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. *If the kernel has no page at a subpage of a registered mapping, the [`map`] says its content.* An
+//!    entry is written before the kernel may drop the page (before `MADV_FREE` is queued), and forgotten
+//!    only after the bytes were installed, or the process dropped them.
+//! 2. *A decision is made on a state in which every message that the kernel had is applied.* Each ioctl
+//!    that would act on an older state fails with `EAGAIN`; then all messages are read, and the fault or
+//!    step is decided again from the new state, not merely repeated.
+//! 3. *A removal message comes before the act.* Until a subpage was seen missing after it (or every
+//!    thread was seen outside the kernel), its old content must not be read as if it were current:
+//!    `Dropping` entries are not evicted.
+//! 4. *Our own `MADV_FREE` sends removal messages too.* Exactly one covers each offered subpage; any more
+//!    are the process's ([`note`]).
+//! 5. *A request on the ring may hit what the process put there meanwhile.* An unmap or move of a page
+//!    between queueing and un-protecting is noticed (its message must be read before the un-protect
+//!    succeeds), and the hit is undone by `MADV_POPULATE_WRITE`, which makes the pages dirty again.
+//! 6. *Every step can be the last.* A successor opens [`Memory`], applies the journal again, waits for
+//!    the ring, and goes on; [`CrashPoint`] names the steps.
+//!
+//! Faults come before eviction, except that a fault which needs memory beyond the budget waits while a
+//! batch can make room.
+
+mod batch;
+mod crash;
+mod event;
+mod events;
+mod fault;
+mod frames;
+mod journal;
+mod map;
+mod note;
+mod op;
+mod policy;
+mod restore;
+mod space;
+mod stats;
+mod words;
+
+use std::collections::VecDeque;
+
+use holo_proto::{AddrRange, PAGE_BYTES, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask};
+
+use crate::store::api::{Completion, PageStore, Ticket};
+use fault::{Fault, Install};
+use frames::Frames;
+use note::Notes;
+use space::{Life, Ring, Space};
+
+pub use crash::CrashPoint;
+pub use event::{EVENT_WORDS, Event};
+pub use journal::{JOURNAL_WORDS, Journal, SLOTS as JOURNAL_SLOTS};
+pub use map::{BLOCK_WORDS, Entry, FrameId, Map, MapError, SPACES, SlotState, VERSION};
+pub use note::{BATCH_PAGES, NOTE_WORDS};
+pub use op::{Advice, HEADS, Heads, Input, Nanos, Next, Op, Outcome, PageLook, Source, StopReason};
+pub use policy::{PageSet, Policy};
+pub use stats::{Histogram, Stats};
+pub use words::Words;
+
+/// Most faults that wait at once; more are woken to come again.
+const FAULTS: usize = 16384;
+/// How often waiting faults are decided again though nothing was heard, nanoseconds.
+const RECHECK_NS: u64 = 2_000_000;
+
+/// The state that a successor takes over.
+#[derive(Clone, Copy)]
+pub struct Memory<'m> {
+    /// The map ([`Map`]).
+    pub map: Words<'m>,
+    /// The journal, at least [`JOURNAL_WORDS`] words.
+    pub journal: Words<'m>,
+    /// The notes of batches, at least [`NOTE_WORDS`] words.
+    pub notes: Words<'m>,
+}
+
+/// Settings of a core.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Bytes that all spaces together may keep in RAM.
+    pub budget_bytes: u64,
+    /// Page buffers; at least 2 x [`BATCH_PAGES`] + 2.
+    pub frames: u16,
+    /// Resident pages that one space keeps in order of replacement; others are found by search.
+    pub tracked_pages: usize,
+    /// Called at each [`CrashPoint`]; dies there or returns.
+    pub crash: fn(CrashPoint),
+}
+
+/// What the operation in progress is for.
+#[derive(Clone, Copy, Debug)]
+enum Doing {
+    Nothing,
+    Errand(Option<SpaceId>),
+    Events(SpaceId),
+    Unprotect(Fault),
+    Zero { fault: Fault, subpages: usize },
+    Install,
+    Batch(SpaceId),
+    Restore(SpaceId),
+    Adopt(SpaceId, AddrRange),
+    Orphan,
+}
+
+/// The core. See the module's documentation.
+pub struct Core<'m, S> {
+    map: Map<'m>,
+    journal: Journal<'m>,
+    notes: Notes<'m>,
+    store: S,
+    frames: Frames,
+    spaces: Vec<Option<Box<Space>>>,
+    ready: VecDeque<Fault>,
+    held: VecDeque<Fault>,
+    held_since: Nanos,
+    install: Option<Install>,
+    errands: VecDeque<Op>,
+    /// Frames that a predecessor's map refers to, to be stored; the first may be in transfer.
+    orphans: VecDeque<FrameId>,
+    orphan_ticket: Option<Ticket>,
+    pageout: Vec<AddrRange>,
+    doing: Doing,
+    tickets: u64,
+    budget_bytes: u64,
+    tracked_pages: usize,
+    turn: usize,
+    crash: fn(CrashPoint),
+    stats: Stats,
+    now: Nanos,
+}
+
+impl<'m, S: PageStore> Core<'m, S> {
+    /// A core with nothing to serve; the memory must be zero.
+    ///
+    /// # Errors
+    /// [`MapError::Full`] if the map has no room at all.
+    pub fn create(memory: Memory<'m>, store: S, config: Config) -> Result<Self, MapError> {
+        let map = Map::create(memory.map)?;
+        Ok(Self::with_map(map, memory, store, config))
+    }
+
+    /// A successor's core: checks the map, finds the spaces and rebuilds what was not written down. The
+    /// shell then says what the kernel has registered ([`Input::Registered`]) and when each ring is quiet.
+    /// `store` gets the live locations and recovers from them.
+    ///
+    /// # Errors
+    /// The map is damaged, or the store refuses: the processes must be stopped.
+    pub fn recover<E: From<MapError>>(
+        memory: Memory<'m>,
+        config: Config,
+        store: impl FnOnce(&[crate::store::api::Location]) -> Result<S, E>,
+    ) -> Result<Self, E> {
+        let mut map = Map::recover(memory.map)?;
+        let unfinished: Vec<_> = map
+            .spaces()
+            .filter(|&s| map.state(s) == SlotState::Building)
+            .collect();
+        for s in unfinished {
+            map.end_space(s, |_| ());
+        }
+        let mut live = Vec::new();
+        let mut staged = Vec::new();
+        map.for_each_everywhere(|_, _, e| match e {
+            Entry::Stored(l) => live.push(l),
+            Entry::Staged(f, _) => staged.push(f),
+            Entry::Nothing | Entry::Dropping(_) => {}
+        });
+        let store = store(&live)?;
+        let mut core = Self::with_map(map, memory, store, config);
+        for f in staged {
+            core.frames.hold(f);
+            if !core.orphans.contains(&f) {
+                core.orphans.push_back(f);
+            }
+        }
+        let spaces: Vec<_> = core.map.spaces().collect();
+        for id in spaces {
+            let known = core.map.fork_seq(id).is_none();
+            let mut space = Box::new(Space::new(id, known, core.tracked_pages));
+            // A removal that the predecessor read may still be on its way: nothing that is marked so is
+            // evicted before a quiesce of our own, whose count must exceed the predecessor's.
+            core.map
+                .for_each_in(id, AddrRange::new(0, u64::MAX), |_, e| {
+                    if let Entry::Dropping(n) = e {
+                        space.quiesce_count = space.quiesce_count.max(n);
+                    }
+                });
+            if core.notes.pages(id) > 0 {
+                space.batch = Some(batch::Batch::recovered(&core.notes, id));
+                space.ring = Ring::Ready;
+            }
+            core.spaces[usize::from(id.0)] = Some(space);
+            core.stats.spaces += 1;
+        }
+        core.apply_journal();
+        Ok(core)
+    }
+
+    fn with_map(map: Map<'m>, memory: Memory<'m>, store: S, config: Config) -> Self {
+        assert!(
+            usize::from(config.frames) >= 2 * BATCH_PAGES + 2,
+            "frames for a batch, its second read and a fetch"
+        );
+        Self {
+            map,
+            journal: Journal::open(memory.journal),
+            notes: Notes::open(memory.notes),
+            store,
+            frames: Frames::new(config.frames),
+            spaces: (0..SPACES).map(|_| None).collect(),
+            ready: VecDeque::with_capacity(FAULTS),
+            held: VecDeque::with_capacity(FAULTS),
+            held_since: Nanos(0),
+            install: None,
+            errands: VecDeque::with_capacity(1024),
+            orphans: VecDeque::with_capacity(usize::from(config.frames)),
+            orphan_ticket: None,
+            pageout: Vec::with_capacity(BATCH_PAGES * 8),
+            doing: Doing::Nothing,
+            tickets: 0,
+            budget_bytes: config.budget_bytes,
+            tracked_pages: config.tracked_pages,
+            turn: 0,
+            crash: config.crash,
+            stats: Stats::default(),
+            now: Nanos(0),
+        }
+    }
+
+    /// Takes on an address space; `owner_word` is kept in the map for a successor.
+    ///
+    /// # Errors
+    /// No room for it.
+    pub fn add_space(&mut self, owner_word: u64) -> Result<SpaceId, MapError> {
+        let id = self.map.begin_space(None, owner_word)?;
+        self.map.activate(id);
+        self.spaces[usize::from(id.0)] = Some(Box::new(Space::new(id, true, self.tracked_pages)));
+        self.stats.spaces += 1;
+        Ok(id)
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The map, to read.
+    #[must_use]
+    pub fn map(&self) -> &Map<'m> {
+        &self.map
+    }
+
+    /// The store.
+    pub fn store(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// The words that [`Op::ReadEvents`] reads messages into.
+    #[must_use]
+    pub fn journal_slots(&self) -> Words<'m> {
+        self.journal.slots()
+    }
+
+    /// The ranges of [`Op::Pageout`].
+    #[must_use]
+    pub fn pageout_ranges(&self) -> &[AddrRange] {
+        &self.pageout
+    }
+
+    /// Pageable bytes in RAM now, all spaces together.
+    #[must_use]
+    pub fn usage_bytes(&self) -> u64 {
+        self.spaces.iter().flatten().map(|s| s.usage_bytes).sum()
+    }
+
+    /// Faults that wait for something (a batch, a transfer, room).
+    #[must_use]
+    pub fn faults_waiting(&self) -> usize {
+        self.ready.len() + self.held.len() + usize::from(self.install.is_some())
+    }
+
+    /// Spaces that are served.
+    #[must_use]
+    pub fn spaces_alive(&self) -> usize {
+        self.spaces.iter().flatten().count()
+    }
+
+    /// The registered mappings of a space, as believed.
+    pub fn regions(&self, space: SpaceId) -> impl Iterator<Item = AddrRange> + '_ {
+        self.space_ref(space)
+            .into_iter()
+            .flat_map(|s| s.regions.iter())
+    }
+
+    fn space(&mut self, id: SpaceId) -> Option<&mut Space> {
+        self.spaces.get_mut(usize::from(id.0))?.as_deref_mut()
+    }
+
+    fn space_ref(&self, id: SpaceId) -> Option<&Space> {
+        self.spaces.get(usize::from(id.0))?.as_deref()
+    }
+
+    fn crash(&self, point: CrashPoint) {
+        (self.crash)(point);
+    }
+
+    fn new_ticket(&mut self) -> Ticket {
+        self.tickets += 1;
+        Ticket(self.tickets)
+    }
+
+    /// Gives back what an entry held.
+    fn release(&mut self, old: Entry) {
+        match old {
+            Entry::Stored(l) => self.store.release(l),
+            Entry::Staged(f, _) => self.frames.drop_hold(f),
+            Entry::Nothing | Entry::Dropping(_) => {}
+        }
+    }
+
+    /// Replaces an entry and gives back what it held.
+    fn set_entry(&mut self, space: SpaceId, at: SubpageIndex, new: Entry) {
+        match self.map.replace(space, at, new) {
+            Ok(old) => self.release(old),
+            Err(_) => self.stop(space, StopReason::TooLarge),
+        }
+    }
+
+    fn stop(&mut self, id: SpaceId, why: StopReason) {
+        if let Some(s) = self.space(id) {
+            if s.life != Life::Over {
+                s.life = Life::Over;
+                self.errands.push_back(Op::Stop { space: id, why });
+            }
+        }
+    }
+
+    /// Decides waiting faults again.
+    fn unhold(&mut self) {
+        while let Some(f) = self.held.pop_front() {
+            self.ready.push_back(f);
+        }
+    }
+
+    fn hold(&mut self, fault: Fault) {
+        if self.held.is_empty() {
+            self.held_since = self.now;
+        }
+        self.held.push_back(fault);
+    }
+
+    /// An ioctl said that events are pending.
+    fn events_pending(&mut self, id: SpaceId) {
+        self.stats.decided_again += 1;
+        if let Some(s) = self.space(id) {
+            s.drain = true;
+            s.said_pending = true;
+        }
+    }
+
+    fn progressed(&mut self, id: SpaceId) {
+        if let Some(s) = self.space(id) {
+            s.backoff_ns = 0;
+        }
+    }
+
+    /// Takes an input.
+    pub fn handle(&mut self, now: Nanos, input: Input) {
+        self.now = now;
+        match input {
+            Input::Readable(id) => {
+                if let Some(s) = self.space(id) {
+                    s.drain = true;
+                }
+            }
+            Input::RingDone { space, tag, result } => self.ring_done(space, tag, result),
+            Input::RingQuiet(id) => self.ring_quiet(id),
+            Input::RingReady(id) => {
+                if let Some(s) = self.space(id) {
+                    s.ring = Ring::Ready;
+                }
+                self.unhold();
+            }
+            Input::RingRefused(id) => {
+                if let Some(s) = self.space(id) {
+                    s.ring = Ring::Refused;
+                }
+                self.unhold();
+            }
+            Input::Store(done) => self.store_done(done),
+            Input::Adopt { space, range } => {
+                if let Some(s) = self.space(space) {
+                    if s.life == Life::Serving
+                        && s.adopt.len() < s.adopt.capacity()
+                        && !s.adopt.contains(&range)
+                    {
+                        s.adopt.push_back(range);
+                    }
+                }
+            }
+            Input::Registered { space, range } => {
+                if let Some(s) = self.space(space) {
+                    if s.regions.around(range.start) != Some(range) {
+                        s.regions.add(range);
+                        self.errands.push_back(Op::Wake { space, range });
+                    }
+                }
+            }
+            Input::Never { space, range } => self.never(space, range),
+            Input::ChildKnown(id) => {
+                if let Some(s) = self.space(id) {
+                    s.known = true;
+                }
+                self.unhold();
+            }
+            Input::Wiped { space, range } => {
+                if self.space_ref(space).is_some_and(|s| !s.known) {
+                    self.forget_range(space, range);
+                }
+            }
+            Input::Quiesced { space, count } => {
+                if let Some(s) = self.space(space) {
+                    s.quiesce_count = s.quiesce_count.max(count);
+                    s.quiesce_asked = false;
+                }
+            }
+            Input::Measured { space, bytes } => {
+                if let Some(s) = self.space(space) {
+                    s.usage_bytes = bytes;
+                }
+                self.note_peak();
+            }
+            Input::Budget { bytes } => {
+                self.budget_bytes = bytes;
+                self.unhold();
+            }
+            Input::Detach(id) => self.begin_detach(id),
+            Input::Exited(id) => self.end_space(id, false),
+        }
+    }
+
+    fn note_peak(&mut self) {
+        self.stats.usage_peak_bytes = self.stats.usage_peak_bytes.max(self.usage_bytes());
+    }
+
+    /// Forgets what the map says of a range.
+    fn forget_range(&mut self, space: SpaceId, range: AddrRange) {
+        let end = SubpageIndex(range.end.0.div_ceil(SUBPAGE_BYTES));
+        let mut at = range.start.subpage();
+        while let Some((found, _)) = self.map.next_in(space, at, end) {
+            self.set_entry(space, found, Entry::Nothing);
+            at = SubpageIndex(found.0 + 1);
+        }
+    }
+
+    fn end_space(&mut self, id: SpaceId, detached: bool) {
+        let Some(mut s) = self
+            .spaces
+            .get_mut(usize::from(id.0))
+            .and_then(Option::take)
+        else {
+            return;
+        };
+        if let Some(b) = s.batch.take() {
+            for f in b.frames() {
+                self.frames.drop_hold(f);
+            }
+        }
+        if self.install.as_ref().is_some_and(|i| i.fault.space == id) {
+            if let Some(f) = self.install.take().and_then(|i| i.frame) {
+                self.frames.drop_hold(f);
+            }
+        }
+        self.notes.clear(id);
+        let (store, frames) = (&mut self.store, &mut self.frames);
+        self.map.end_space(id, |e| match e {
+            Entry::Stored(l) => store.release(l),
+            Entry::Staged(f, _) => frames.drop_hold(f),
+            Entry::Nothing | Entry::Dropping(_) => {}
+        });
+        self.ready.retain(|f| f.space != id);
+        self.held.retain(|f| f.space != id);
+        self.errands.push_back(Op::Closed {
+            space: id,
+            detached,
+        });
+        self.unhold();
+    }
+
+    /// What to do next. Each [`Op`] must be completed before the next call.
+    ///
+    /// # Panics
+    /// If the last operation was not completed.
+    pub fn next(&mut self, now: Nanos) -> Next {
+        assert!(
+            matches!(self.doing, Doing::Nothing),
+            "complete {:?} first",
+            self.doing
+        );
+        self.now = now;
+        if let Some(op) = self.errands.pop_front() {
+            let space = match op {
+                Op::Wake { space, .. } | Op::Kick { space } => Some(space),
+                _ => None,
+            };
+            return self.begin(Doing::Errand(space), op);
+        }
+        if let Some(id) = self.find_space(|s| s.drain && s.life != Life::Over) {
+            self.journal.begin(id);
+            return self.begin(Doing::Events(id), Op::ReadEvents { space: id });
+        }
+        if self
+            .spaces
+            .iter()
+            .flatten()
+            .any(|s| s.retry_at.is_some_and(|t| t <= now))
+        {
+            for s in self.spaces.iter_mut().flatten() {
+                if s.retry_at.is_some_and(|t| t <= now) {
+                    s.retry_at = None;
+                }
+            }
+            self.unhold();
+        }
+        if !self.held.is_empty() && now >= self.held_since.after(RECHECK_NS) {
+            self.held_since = now;
+            self.unhold();
+        }
+        if let Some(op) = self.step_install() {
+            return self.begin(Doing::Install, op);
+        }
+        while let Some(fault) = self.ready.pop_front() {
+            if let Some((doing, op)) = self.serve(fault) {
+                return self.begin(doing, op);
+            }
+            if let Some(op) = self.step_install() {
+                return self.begin(Doing::Install, op);
+            }
+        }
+        if let Some(op) = self.step_orphans() {
+            return self.begin(Doing::Orphan, op);
+        }
+        if let Some((doing, op)) = self.step_spaces() {
+            return self.begin(doing, op);
+        }
+        if let Some(op) = self.errands.pop_front() {
+            return self.begin(Doing::Errand(None), op);
+        }
+        // A step may have released faults: they come before sleep.
+        if !self.ready.is_empty() {
+            return self.next(now);
+        }
+        Next::Idle(self.next_deadline())
+    }
+
+    fn begin(&mut self, doing: Doing, op: Op) -> Next {
+        self.doing = doing;
+        Next::Op(op)
+    }
+
+    fn find_space(&self, want: impl Fn(&Space) -> bool) -> Option<SpaceId> {
+        self.spaces.iter().flatten().find(|s| want(s)).map(|s| s.id)
+    }
+
+    fn next_deadline(&self) -> Option<Nanos> {
+        let retry = self.spaces.iter().flatten().filter_map(|s| s.retry_at);
+        let held = (!self.held.is_empty()).then(|| self.held_since.after(RECHECK_NS));
+        let rest = self
+            .spaces
+            .iter()
+            .flatten()
+            .filter(|_| self.usage_bytes() > self.high_bytes())
+            .flat_map(|s| [s.rest_until, s.sweep_after])
+            .filter(|&t| t > self.now);
+        retry.chain(held).chain(rest).min()
+    }
+
+    /// One step of background work: registering, restoring, evicting; spaces take turns.
+    fn step_spaces(&mut self) -> Option<(Doing, Op)> {
+        for k in 0..SPACES {
+            let at = (self.turn + k) % SPACES;
+            let Some(s) = self.spaces[at].as_deref_mut() else {
+                continue;
+            };
+            if s.life == Life::Over || s.blocked(self.now) {
+                continue;
+            }
+            let id = s.id;
+            if s.overflowed && self.held.len() + self.ready.len() < FAULTS / 2 {
+                s.overflowed = false;
+                self.wake_all(id);
+            }
+            let step = self
+                .step_adopt(id)
+                .map(|(r, op)| (Doing::Adopt(id, r), op))
+                .or_else(|| self.step_batch(id).map(|op| (Doing::Batch(id), op)))
+                .or_else(|| self.step_restore(id).map(|op| (Doing::Restore(id), op)));
+            if step.is_some() {
+                self.turn = at + 1;
+                return step;
+            }
+        }
+        None
+    }
+
+    fn step_adopt(&mut self, id: SpaceId) -> Option<(AddrRange, Op)> {
+        let s = self.space(id)?;
+        if s.life != Life::Serving {
+            s.adopt.clear();
+            return None;
+        }
+        let range = s.adopt.pop_front()?;
+        Some((range, Op::Register { space: id, range }))
+    }
+
+    fn adopted(&mut self, id: SpaceId, range: AddrRange, outcome: Outcome) {
+        match outcome {
+            Outcome::Done => {
+                self.crash(CrashPoint::Registered);
+                // What the map says of addresses that no known mapping of ours held is about something
+                // that is no longer there (a fork's child without a MADV_DONTFORK range).
+                let mut at = range.start;
+                while at < range.end {
+                    let known = self
+                        .space_ref(id)
+                        .and_then(|s| s.regions.at_or_after(at))
+                        .filter(|r| r.start < range.end);
+                    let gap_end = known.map_or(range.end, |r| r.start.max(at));
+                    self.forget_range(
+                        id,
+                        AddrRange {
+                            start: at,
+                            end: gap_end,
+                        },
+                    );
+                    at = known.map_or(range.end, |r| r.end);
+                }
+                if let Some(s) = self.space(id) {
+                    s.regions.add(range);
+                    s.sweep_after = Nanos(0);
+                }
+            }
+            Outcome::Gone => self.gone(id),
+            // Another mapping by now, or another's: the next scan decides again.
+            _ => {}
+        }
+    }
+
+    /// Asks every fault of a space to be raised again.
+    fn wake_all(&mut self, id: SpaceId) {
+        let Some(s) = self.spaces[usize::from(id.0)].as_deref() else {
+            return;
+        };
+        for range in s.regions.iter() {
+            self.errands.push_back(Op::Wake { space: id, range });
+        }
+    }
+
+    /// The kernel says that the address space is gone.
+    fn gone(&mut self, id: SpaceId) {
+        self.end_space(id, false);
+    }
+
+    /// Takes the outcome of the operation that [`Core::next`] gave.
+    ///
+    /// # Panics
+    /// If none was given.
+    pub fn complete(&mut self, now: Nanos, outcome: Outcome) {
+        self.now = now;
+        let doing = std::mem::replace(&mut self.doing, Doing::Nothing);
+        match doing {
+            Doing::Nothing => panic!("no operation is in progress"),
+            Doing::Errand(space) => {
+                if let (Some(id), Outcome::Gone) = (space, outcome) {
+                    self.gone(id);
+                }
+            }
+            Doing::Events(id) => self.events_read(id, outcome),
+            Doing::Unprotect(fault) => self.unprotected(fault, outcome),
+            Doing::Zero { fault, subpages } => self.zeroed(fault, subpages, outcome),
+            Doing::Install => self.install_step_done(outcome),
+            Doing::Batch(id) => self.batch_step_done(id, outcome),
+            Doing::Restore(id) => self.restore_step_done(id, outcome),
+            Doing::Adopt(id, range) => self.adopted(id, range, outcome),
+            Doing::Orphan => {}
+        }
+    }
+
+    fn events_read(&mut self, id: SpaceId, outcome: Outcome) {
+        let now = self.now;
+        let count = match outcome {
+            Outcome::Events(n) => n,
+            Outcome::Gone => return self.gone(id),
+            _ => 0,
+        };
+        if let Some(s) = self.space(id) {
+            s.drain = count == JOURNAL_SLOTS;
+            if count == 0 && std::mem::take(&mut s.said_pending) {
+                // Nothing to read, yet an ioctl said pending: the waiter was woken and must run first.
+                s.backoff_ns = (s.backoff_ns * 2).clamp(10_000, 500_000);
+                s.retry_at = Some(now.after(s.backoff_ns));
+            }
+        }
+        if count > 0 {
+            self.crash(CrashPoint::EventsRead);
+            self.apply_journal();
+            self.unhold();
+        }
+    }
+
+    // --- stores of frames that outlived their batch ---------------------------------------------
+
+    fn step_orphans(&mut self) -> Option<Op> {
+        if self.orphan_ticket.is_some() {
+            return None;
+        }
+        let frame = *self.orphans.front()?;
+        let mask = self.staged_anywhere(frame);
+        if mask.is_empty() {
+            self.orphans.pop_front();
+            return None;
+        }
+        let ticket = self.new_ticket();
+        self.orphan_ticket = Some(ticket);
+        Some(Op::Put {
+            ticket,
+            frame,
+            mask,
+        })
+    }
+
+    /// The subpages of `frame` that any entry refers to.
+    fn staged_anywhere(&self, frame: FrameId) -> SubpageMask {
+        let mut mask = SubpageMask::NONE;
+        self.map.for_each_everywhere(|_, _, e| {
+            if let Entry::Staged(f, i) = e {
+                if f == frame {
+                    mask = mask.with(i);
+                }
+            }
+        });
+        mask
+    }
+
+    /// Every entry that is staged in `frame` becomes stored at `locations`; each location's one reference
+    /// is used up.
+    fn resolve_frame(&mut self, frame: FrameId, locations: &crate::store::api::Locations) {
+        let everywhere = AddrRange::new(0, u64::MAX);
+        let ids: Vec<_> = self.map.spaces().collect();
+        for id in ids {
+            let mut at = everywhere.start.subpage();
+            while let Some((found, e)) = self.map.next_in(id, at, everywhere.end.subpage()) {
+                at = SubpageIndex(found.0 + 1);
+                if let Entry::Staged(f, i) = e {
+                    if f == frame {
+                        let new = match locations[i] {
+                            Some(l) => {
+                                self.store.retain(l);
+                                Entry::Stored(l)
+                            }
+                            None => Entry::Nothing,
+                        };
+                        self.set_entry(id, found, new);
+                    }
+                }
+            }
+        }
+        for l in locations.iter().flatten() {
+            self.store.release(*l);
+        }
+    }
+
+    fn store_done(&mut self, done: Completion) {
+        match done {
+            Completion::Put { ticket, result } if self.orphan_ticket == Some(ticket) => {
+                self.orphan_ticket = None;
+                // On an error the frame stays where it is, and so does what it holds.
+                if let (Some(frame), Ok(locations)) = (self.orphans.pop_front(), result) {
+                    self.resolve_frame(frame, &locations);
+                }
+            }
+            Completion::Put { ticket, result } => self.batch_put_done(ticket, result),
+            Completion::Get { ticket, result } => self.install_fetched(ticket, result),
+        }
+    }
+
+    // --- the budget -----------------------------------------------------------------------------
+
+    /// Above this eviction begins, bytes.
+    fn high_bytes(&self) -> u64 {
+        let margin = (self.budget_bytes / 32).clamp(4 * PAGE_BYTES, 16 << 20);
+        self.budget_bytes.saturating_sub(margin)
+    }
+
+    /// Down to this it goes on, bytes.
+    fn low_bytes(&self) -> u64 {
+        self.high_bytes()
+            .saturating_sub((self.budget_bytes / 64).clamp(2 * PAGE_BYTES, 8 << 20))
+    }
+
+    /// Whether a fault that needs memory should wait: there is none left in the budget, and waiting
+    /// helps.
+    fn must_wait_for_room(&self) -> bool {
+        self.usage_bytes() + PAGE_BYTES > self.budget_bytes
+            && self
+                .spaces
+                .iter()
+                .flatten()
+                .any(|s| batch::can_make_room(s, self.now))
+    }
+}

@@ -1,0 +1,93 @@
+//! The note of a batch: which requests may be outstanding on a target's ring, for a successor.
+//!
+//! Between queueing `MADV_FREE` and reading its end, each subpage of the batch gets one removal message
+//! of our own doing. A second one for the same subpage is the process's: it dropped the page at the same
+//! time. So messages are *counted* by subpage, here, where a successor finds the counts. A count and the
+//! sequence number of the message that changed it last share a word: applying a message again after a
+//! crash changes nothing.
+//!
+//! Layout by space, 64 words: word 0: pages noted; then for page `i` word 1+3i: page index, 2+3i: mask,
+//! 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32.
+
+use holo_proto::{PAGE_SUBPAGES, PageIndex, SpaceId, SubpageMask};
+
+use super::map::SPACES;
+use super::words::{Words, get, set};
+
+/// Most pages in a batch.
+pub const BATCH_PAGES: usize = 16;
+const WORDS: usize = 64;
+/// Words of the notes of all spaces.
+pub const NOTE_WORDS: usize = SPACES * WORDS;
+
+/// The notes, over words that outlive the pager.
+pub(crate) struct Notes<'m> {
+    words: Words<'m>,
+}
+
+impl<'m> Notes<'m> {
+    pub(crate) fn open(words: Words<'m>) -> Self {
+        assert!(words.len() >= NOTE_WORDS, "note words");
+        Self { words }
+    }
+
+    fn at(space: SpaceId, field: usize) -> usize {
+        space.0 as usize * WORDS + field
+    }
+
+    /// Writes a batch down; the count last, so that a cut leaves no note.
+    pub(crate) fn write(
+        &self,
+        space: SpaceId,
+        pages: impl ExactSizeIterator<Item = (PageIndex, SubpageMask)>,
+    ) {
+        let count = pages.len();
+        for (i, (page, mask)) in pages.enumerate() {
+            set(self.words, Self::at(space, 1 + 3 * i), page.0);
+            set(self.words, Self::at(space, 2 + 3 * i), u64::from(mask.0));
+            set(self.words, Self::at(space, 3 + 3 * i), 0);
+        }
+        set(self.words, Self::at(space, 0), count as u64);
+    }
+
+    pub(crate) fn clear(&self, space: SpaceId) {
+        set(self.words, Self::at(space, 0), 0);
+    }
+
+    pub(crate) fn pages(&self, space: SpaceId) -> usize {
+        usize::try_from(get(self.words, Self::at(space, 0)))
+            .unwrap_or(0)
+            .min(BATCH_PAGES)
+    }
+
+    pub(crate) fn page(&self, space: SpaceId, i: usize) -> (PageIndex, SubpageMask) {
+        (
+            PageIndex(get(self.words, Self::at(space, 1 + 3 * i))),
+            SubpageMask((get(self.words, Self::at(space, 2 + 3 * i)) & 0xffff) as u16),
+        )
+    }
+
+    /// Counts one message over `covered` of page `i`.
+    pub(crate) fn count(&self, space: SpaceId, i: usize, covered: SubpageMask, seq: u32) {
+        let at = Self::at(space, 3 + 3 * i);
+        let word = get(self.words, at);
+        let mut counts = word & 0xffff_ffff;
+        if (word >> 32) as u32 == seq && counts != 0 {
+            return;
+        }
+        for s in covered.iter() {
+            if counts >> (2 * s) & 3 < 3 {
+                counts += 1 << (2 * s);
+            }
+        }
+        set(self.words, at, counts | u64::from(seq) << 32);
+    }
+
+    /// Subpages of page `i` with at least `least` messages.
+    pub(crate) fn counted(&self, space: SpaceId, i: usize, least: u64) -> SubpageMask {
+        let counts = get(self.words, Self::at(space, 3 + 3 * i));
+        (0..PAGE_SUBPAGES)
+            .filter(|s| counts >> (2 * s) & 3 >= least)
+            .fold(SubpageMask::NONE, SubpageMask::with)
+    }
+}

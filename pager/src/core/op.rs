@@ -1,0 +1,406 @@
+//! What the core asks of the world, and what the world answers.
+//!
+//! The core never calls anything. [`Core::next`](super::Core::next) hands out one [`Op`]; whoever drives it
+//! performs the operation (on the kernel, or on a simulated one) and returns the [`Outcome`] before it asks
+//! for the next. What comes on its own time arrives as an [`Input`]. Operations name buffers by
+//! [`FrameId`]; they carry no page bytes.
+
+use holo_proto::{AddrRange, PAGE_SUBPAGES, PageIndex, SpaceId, SubpageIndex, SubpageMask};
+
+use super::map::FrameId;
+use crate::store::api::{Completion, Location, Ticket};
+
+/// A moment on the monotonic clock, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Nanos(pub u64);
+
+impl Nanos {
+    /// This moment plus `ns` nanoseconds.
+    #[must_use]
+    pub fn after(self, ns: u64) -> Self {
+        Self(self.0.saturating_add(ns))
+    }
+}
+
+/// Where installed bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A frame, from this subpage of it on.
+    Frame(FrameId, usize),
+    /// Zeros.
+    Zeros,
+}
+
+/// What a ring request asks the kernel to do, in the target's own address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// `MADV_FREE`: may drop while clean.
+    Free,
+    /// `MADV_POPULATE_WRITE`: make present and dirty. Undoes [`Advice::Free`] without touching content.
+    Populate,
+}
+
+/// One operation. Performed at once; the ring requests and store transfers that some of them begin end
+/// later, as an [`Input`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Reads waiting messages into the journal. Answer: [`Outcome::Events`].
+    ReadEvents {
+        /// Whose.
+        space: SpaceId,
+    },
+    /// Installs pages (`UFFDIO_COPY`), wakes nobody.
+    Copy {
+        /// Where.
+        space: SpaceId,
+        /// First subpage.
+        at: SubpageIndex,
+        /// The bytes.
+        source: Source,
+        /// How many subpages.
+        subpages: usize,
+    },
+    /// Installs the shared zero page (`UFFDIO_ZEROPAGE`), wakes nobody.
+    Zero {
+        /// Where.
+        space: SpaceId,
+        /// Whole subpages.
+        range: AddrRange,
+    },
+    /// Write-protects what is present.
+    Protect {
+        /// Where.
+        space: SpaceId,
+        /// Whole subpages.
+        range: AddrRange,
+    },
+    /// Lifts the protection and wakes writers.
+    Unprotect {
+        /// Where.
+        space: SpaceId,
+        /// Whole subpages.
+        range: AddrRange,
+    },
+    /// Wakes faulting threads: they try again.
+    Wake {
+        /// Where.
+        space: SpaceId,
+        /// Whole subpages.
+        range: AddrRange,
+    },
+    /// Reads the target's memory into a frame. Answer: [`Outcome::Subpages`], short at a missing subpage.
+    Read {
+        /// Where.
+        space: SpaceId,
+        /// First subpage.
+        at: SubpageIndex,
+        /// How many.
+        subpages: usize,
+        /// Into this frame,
+        frame: FrameId,
+        /// from this subpage of it on.
+        first: usize,
+    },
+    /// Compares two frames. Answer: [`Outcome::Mask`], the subpages that differ.
+    Compare {
+        /// One.
+        a: FrameId,
+        /// The other.
+        b: FrameId,
+        /// Which subpages.
+        mask: SubpageMask,
+    },
+    /// Queues a request on the target's ring. It ends as [`Input::RingDone`]. [`Outcome::Full`]: no room now.
+    Advise {
+        /// Where.
+        space: SpaceId,
+        /// What.
+        advice: Advice,
+        /// Whole subpages.
+        range: AddrRange,
+        /// Returned with the result.
+        tag: u64,
+    },
+    /// Makes the ring run what is queued.
+    Kick {
+        /// Whose.
+        space: SpaceId,
+    },
+    /// `MADV_PAGEOUT` from outside over [`Core::pageout_ranges`](super::Core::pageout_ranges).
+    Pageout {
+        /// Where.
+        space: SpaceId,
+    },
+    /// Looks at pagemap. Answer: [`Outcome::Look`].
+    Look {
+        /// Where.
+        space: SpaceId,
+        /// Which page.
+        page: PageIndex,
+    },
+    /// Finds the first present run in a range. Answer: [`Outcome::Found`].
+    FindPresent {
+        /// Where.
+        space: SpaceId,
+        /// Search here.
+        range: AddrRange,
+    },
+    /// Begins to store a frame's subpages.
+    Put {
+        /// Names the transfer.
+        ticket: Ticket,
+        /// The bytes.
+        frame: FrameId,
+        /// Which subpages.
+        mask: SubpageMask,
+    },
+    /// Begins to fetch subpages into a frame.
+    Get {
+        /// Names the transfer.
+        ticket: Ticket,
+        /// Into here.
+        frame: FrameId,
+        /// From there, by subpage of the frame.
+        wanted: [Option<Location>; PAGE_SUBPAGES],
+    },
+    /// Registers a mapping for missing and write-protect faults.
+    Register {
+        /// Where.
+        space: SpaceId,
+        /// The whole mapping.
+        range: AddrRange,
+    },
+    /// Gives a range back to the kernel.
+    Unregister {
+        /// Where.
+        space: SpaceId,
+        /// Whole subpages.
+        range: AddrRange,
+    },
+    /// Lists robust-list heads of threads not seen before. Answer: [`Outcome::Heads`].
+    Threads {
+        /// Whose.
+        space: SpaceId,
+    },
+    /// Makes a present page of a read-only mapping dirty without changing it.
+    Redirty {
+        /// Where.
+        space: SpaceId,
+        /// Which subpage.
+        at: SubpageIndex,
+    },
+    /// Asks for a ring in the target. It ends as [`Input::RingReady`] or [`Input::RingRefused`].
+    NeedRing {
+        /// Whose.
+        space: SpaceId,
+    },
+    /// Asks that all threads be stopped for an instant. It ends as [`Input::Quiesced`].
+    NeedQuiesce {
+        /// Whose.
+        space: SpaceId,
+        /// Returned with the answer.
+        count: u64,
+    },
+    /// Announces a fork's child. The shell finds its process and answers with [`Input::ChildKnown`].
+    Child {
+        /// The parent.
+        parent: SpaceId,
+        /// The child.
+        space: SpaceId,
+        /// Its userfaultfd, as a descriptor number of the pager.
+        fd: u32,
+    },
+    /// The space is over: its descriptors can be closed.
+    Closed {
+        /// Which.
+        space: SpaceId,
+        /// Whether everything was made resident first (a detach), or the process is gone.
+        detached: bool,
+    },
+    /// Stops (kills) the process, with an explanation: its memory cannot be made right.
+    Stop {
+        /// Whose process.
+        space: SpaceId,
+        /// Why.
+        why: StopReason,
+    },
+}
+
+/// Why a process cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// A stored page came back damaged.
+    Damaged {
+        /// The page.
+        at: SubpageIndex,
+    },
+    /// A stored page is not to be had.
+    Lost {
+        /// The page.
+        at: SubpageIndex,
+    },
+    /// The kernel refused an operation in a way that no rule covers.
+    Kernel {
+        /// The page.
+        at: SubpageIndex,
+        /// Its errno.
+        errno: i32,
+    },
+    /// A table is full (the map, the spaces).
+    TooLarge,
+    /// What the kernel says contradicts the map (a registered mapping is not registered).
+    Contradiction {
+        /// Where.
+        at: SubpageIndex,
+    },
+}
+
+/// What became of an [`Op`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it is done.
+    Done,
+    /// The first so many subpages are done, then it stopped.
+    Partial(usize),
+    /// Nothing done: an event waits to be read, or its waiter has not yet run on (`EAGAIN`).
+    EventsPending,
+    /// Nothing done: the range leaves the mapping (`ENOENT`).
+    Edge,
+    /// Nothing done: a page is already there (`EEXIST`).
+    AlreadyThere,
+    /// The address space is gone (`ESRCH`).
+    Gone,
+    /// No memory for it now (`ENOMEM`).
+    NoMemory,
+    /// A queue is full: again later.
+    Full,
+    /// Refused for a reason that no rule covers, with its errno.
+    Refused(i32),
+    /// So many messages are in the journal; fewer than its slots: none waits.
+    Events(usize),
+    /// So many subpages were read.
+    Subpages(usize),
+    /// Subpages of a page.
+    Mask(SubpageMask),
+    /// What pagemap says.
+    Look(PageLook),
+    /// The first present run, if any.
+    Found(Option<AddrRange>),
+    /// Robust-list heads.
+    Heads(Heads),
+}
+
+/// What pagemap says of one page's subpages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageLook {
+    /// In memory.
+    pub present: SubpageMask,
+    /// The shared zero page.
+    pub zero: SubpageMask,
+    /// In swap.
+    pub swapped: SubpageMask,
+    /// A file's or shared memory's page.
+    pub file: SubpageMask,
+    /// Mapped by this address space alone.
+    pub exclusive: SubpageMask,
+}
+
+/// Most heads that one [`Op::Threads`] returns.
+pub const HEADS: usize = 64;
+
+/// Addresses that the kernel writes with faults forbidden, of threads not seen before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// The addresses.
+    pub at: [holo_proto::Addr; HEADS],
+    /// How many are valid.
+    pub len: usize,
+    /// There are more: ask again.
+    pub more: bool,
+}
+
+/// What happens on its own time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// A space's descriptor can be read.
+    Readable(SpaceId),
+    /// A ring request ended, with the kernel's result.
+    RingDone {
+        /// Whose ring.
+        space: SpaceId,
+        /// The request.
+        tag: u64,
+        /// 0 or a negative errno.
+        result: i32,
+    },
+    /// Nothing is outstanding on a ring (said once after a take-over).
+    RingQuiet(SpaceId),
+    /// The space has a ring.
+    RingReady(SpaceId),
+    /// The space can have no ring: it is not evicted from.
+    RingRefused(SpaceId),
+    /// A store transfer ended.
+    Store(Completion),
+    /// A mapping is to be registered. Ordered behind every event read before.
+    Adopt {
+        /// Where.
+        space: SpaceId,
+        /// The whole mapping.
+        range: AddrRange,
+    },
+    /// The kernel has this range registered to us already (after a take-over, or in a fork's child).
+    Registered {
+        /// Where.
+        space: SpaceId,
+        /// The whole mapping.
+        range: AddrRange,
+    },
+    /// A range must never be paged (again).
+    Never {
+        /// Where.
+        space: SpaceId,
+        /// What.
+        range: AddrRange,
+    },
+    /// A fork's child is known, with ranges in it that the fork wiped.
+    ChildKnown(SpaceId),
+    /// A range of a fork's child that was wiped or left out by the fork.
+    Wiped {
+        /// The child.
+        space: SpaceId,
+        /// Where.
+        range: AddrRange,
+    },
+    /// Every system call that ran when [`Op::NeedQuiesce`] was asked for has ended.
+    Quiesced {
+        /// Whose.
+        space: SpaceId,
+        /// The operation's count.
+        count: u64,
+    },
+    /// The space's pageable memory in RAM, as the kernel counts it.
+    Measured {
+        /// Whose.
+        space: SpaceId,
+        /// Bytes.
+        bytes: u64,
+    },
+    /// The budget of all spaces together.
+    Budget {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Make everything resident and let go.
+    Detach(SpaceId),
+    /// The process is gone.
+    Exited(SpaceId),
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Perform this and complete it.
+    Op(Op),
+    /// Nothing to do before this moment (or an input), if any.
+    Idle(Option<Nanos>),
+}

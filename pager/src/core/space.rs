@@ -1,0 +1,250 @@
+//! What the core believes of one address space, apart from the map.
+
+use std::collections::VecDeque;
+
+use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageIndex};
+
+use super::batch::Batch;
+use super::op::Nanos;
+use super::policy::{PageSet, Policy};
+use super::restore::Restore;
+
+/// Most registered mappings of one space (the kernel's default `max_map_count` is 65530).
+pub(crate) const REGIONS: usize = 65536;
+
+/// Where a space is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Faults are served, pages evicted.
+    Serving,
+    /// Everything is made resident, then let go.
+    Detaching,
+    /// The process is being stopped, or is gone.
+    Over,
+}
+
+/// Whether a space can be evicted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ring {
+    /// Not asked for yet.
+    Absent,
+    /// Asked for.
+    Asked,
+    /// There.
+    Ready,
+    /// Cannot be had.
+    Refused,
+}
+
+/// One address space.
+pub(crate) struct Space {
+    pub(crate) id: SpaceId,
+    pub(crate) life: Life,
+    /// A fork's child whose wiped ranges are not known yet gets no stored bytes.
+    pub(crate) known: bool,
+    pub(crate) regions: Ranges,
+    pub(crate) never: Ranges,
+    /// Mappings to register, in order.
+    pub(crate) adopt: VecDeque<AddrRange>,
+    /// Events wait, or may wait: read before deciding anything.
+    pub(crate) drain: bool,
+    /// An ioctl said that events are pending, but none could be read: its waiter has not run on.
+    pub(crate) retry_at: Option<Nanos>,
+    pub(crate) said_pending: bool,
+    pub(crate) backoff_ns: u64,
+    pub(crate) ring: Ring,
+    pub(crate) batch: Option<Batch>,
+    pub(crate) restore: Restore,
+    pub(crate) policy: Policy,
+    pub(crate) queued: PageSet,
+    /// Where the search for resident pages that nobody told us of goes on.
+    pub(crate) sweep: Addr,
+    /// The sweep found nothing; not again before this moment.
+    pub(crate) sweep_after: Nanos,
+    pub(crate) usage_bytes: u64,
+    /// Where a sequential first touch would come next.
+    pub(crate) zero_next: SubpageIndex,
+    pub(crate) quiesce_count: u64,
+    pub(crate) quiesce_asked: bool,
+    /// Some faults were dropped for want of room: wake everything when there is room.
+    pub(crate) overflowed: bool,
+    /// Batches in a row that freed nothing.
+    pub(crate) fruitless: u32,
+    /// No batch before this moment.
+    pub(crate) rest_until: Nanos,
+}
+
+impl Space {
+    pub(crate) fn new(id: SpaceId, known: bool, pages: usize) -> Self {
+        Self {
+            id,
+            life: Life::Serving,
+            known,
+            regions: Ranges::new(),
+            never: Ranges::new(),
+            adopt: VecDeque::with_capacity(4096),
+            drain: true,
+            retry_at: None,
+            said_pending: false,
+            backoff_ns: 0,
+            ring: Ring::Absent,
+            batch: None,
+            restore: Restore::default(),
+            policy: Policy::new(pages, pages),
+            queued: PageSet::new(pages),
+            sweep: Addr(0),
+            sweep_after: Nanos(0),
+            usage_bytes: 0,
+            zero_next: SubpageIndex(0),
+            quiesce_count: 0,
+            quiesce_asked: false,
+            overflowed: false,
+            fruitless: 0,
+            rest_until: Nanos(0),
+        }
+    }
+
+    /// Nothing can be decided for this space now.
+    pub(crate) fn blocked(&self, now: Nanos) -> bool {
+        self.drain || self.retry_at.is_some_and(|t| t > now)
+    }
+
+    /// Queues a resident page for replacement, unless it is queued or there is no room.
+    pub(crate) fn enqueue(&mut self, page: PageIndex, kept: bool) {
+        if self.queued.insert(page) {
+            if kept {
+                self.policy.insert_kept(page);
+            } else {
+                self.policy.insert(page);
+            }
+        }
+    }
+}
+
+/// Disjoint address ranges in order; neighbours stay apart, as the mappings they stand for.
+#[derive(Clone, Debug)]
+pub(crate) struct Ranges {
+    list: Vec<AddrRange>,
+}
+
+impl Ranges {
+    pub(crate) fn new() -> Self {
+        Self {
+            list: Vec::with_capacity(1024),
+        }
+    }
+
+    /// Index of the first range that ends after `at`.
+    fn first_after(&self, at: Addr) -> usize {
+        self.list.partition_point(|r| r.end <= at)
+    }
+
+    pub(crate) fn around(&self, at: Addr) -> Option<AddrRange> {
+        let r = *self.list.get(self.first_after(at))?;
+        r.contains(at).then_some(r)
+    }
+
+    /// The first range that overlaps `range`.
+    pub(crate) fn overlapping(&self, range: AddrRange) -> Option<AddrRange> {
+        let r = *self.list.get(self.first_after(range.start))?;
+        r.overlaps(range).then_some(r)
+    }
+
+    /// The first range that ends after `at`.
+    pub(crate) fn at_or_after(&self, at: Addr) -> Option<AddrRange> {
+        self.list.get(self.first_after(at)).copied()
+    }
+
+    /// Adds a range; what it covers already is replaced.
+    pub(crate) fn add(&mut self, range: AddrRange) {
+        if range.is_empty() || self.list.len() >= REGIONS {
+            return;
+        }
+        self.remove(range);
+        let i = self.first_after(range.start);
+        self.list.insert(i, range);
+    }
+
+    pub(crate) fn remove(&mut self, range: AddrRange) {
+        let mut i = self.first_after(range.start);
+        while i < self.list.len() && self.list[i].start < range.end {
+            let old = self.list[i];
+            let left = AddrRange {
+                start: old.start,
+                end: range.start.min(old.end),
+            };
+            let right = AddrRange {
+                start: range.end.max(old.start),
+                end: old.end,
+            };
+            match (left.is_empty(), right.is_empty()) {
+                (true, true) => {
+                    self.list.remove(i);
+                }
+                (false, true) => {
+                    self.list[i] = left;
+                    i += 1;
+                }
+                (true, false) => {
+                    self.list[i] = right;
+                    break;
+                }
+                (false, false) => {
+                    self.list[i] = left;
+                    self.list.insert(i + 1, right);
+                    break;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = AddrRange> + '_ {
+        self.list.iter().copied()
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<AddrRange> {
+        self.list.pop()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(r: &Ranges) -> Vec<(u64, u64)> {
+        r.iter().map(|r| (r.start.0, r.end.0)).collect()
+    }
+
+    #[test]
+    fn removal_clips_splits_and_deletes() {
+        let mut r = Ranges::new();
+        for (s, e) in [(10, 20), (20, 30), (40, 50)] {
+            r.add(AddrRange::new(s, e));
+        }
+        assert_eq!(list(&r), [(10, 20), (20, 30), (40, 50)]);
+        r.remove(AddrRange::new(15, 25));
+        assert_eq!(list(&r), [(10, 15), (25, 30), (40, 50)]);
+        r.remove(AddrRange::new(42, 44));
+        assert_eq!(list(&r), [(10, 15), (25, 30), (40, 42), (44, 50)]);
+        r.remove(AddrRange::new(0, 100));
+        assert!(r.is_empty());
+    }
+
+    #[test]
+    fn adding_over_replaces() {
+        let mut r = Ranges::new();
+        r.add(AddrRange::new(10, 20));
+        r.add(AddrRange::new(15, 40));
+        assert_eq!(list(&r), [(10, 15), (15, 40)]);
+        assert_eq!(r.around(Addr(15)), Some(AddrRange::new(15, 40)));
+        assert_eq!(r.around(Addr(40)), None);
+        assert_eq!(
+            r.overlapping(AddrRange::new(0, 11)),
+            Some(AddrRange::new(10, 15))
+        );
+    }
+}
