@@ -53,7 +53,7 @@ impl HeapArena {
 ///
 /// # Panics
 /// When the machine could not address it, which an arena's capacity rules out.
-fn index(offset: u64) -> usize {
+pub(super) fn index(offset: u64) -> usize {
     usize::try_from(offset).expect("an offset inside the arena is addressable")
 }
 

@@ -13,6 +13,7 @@ mod classes;
 mod embedded;
 mod location;
 mod recover;
+mod shared;
 mod slots;
 mod subframe;
 mod superblock;

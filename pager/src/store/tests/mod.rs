@@ -5,6 +5,7 @@ pub(in crate::store) mod content;
 mod crash;
 mod damage;
 mod format;
+mod killed;
 mod model;
 mod recovery;
 mod space;
