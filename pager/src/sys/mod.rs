@@ -6,15 +6,24 @@
 
 pub mod advise;
 pub mod arena;
+pub mod attach;
 pub mod clock;
 pub mod errors;
+mod fds;
+mod inject;
 mod mapped;
 pub mod maps;
 pub mod mem;
 pub mod pagemap;
+mod process;
 pub mod procfs;
+mod ptrace;
+mod quiesce;
+mod refuse;
+mod restart;
 pub mod ring;
 pub mod uffd;
+mod worker;
 
 #[cfg(test)]
 mod testing;

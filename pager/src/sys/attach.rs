@@ -1,0 +1,443 @@
+//! Taking hold of a process: one stop of one thread, after which the process runs without a tracer.
+//!
+//! Each function here stops one thread for some hundred microseconds (see [`inject`]), chosen so that it
+//! minds least: one that waits for a futex or a timer loses nothing at all. The work is done on a thread of
+//! its own, because only the end of the tracing thread lets go of a thread that does not stop; so the
+//! caller's wait always has a limit. Nobody in the calling process may wait for children in general
+//! (`waitpid(-1)`) meanwhile: it would take the stops for itself.
+//!
+//! [`inject`]: super::inject
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holo_proto::{Addr, AddrRange};
+
+use super::fds;
+use super::inject::{Lost, Plan, Stopped, with_stopped};
+use super::process::{self, Target};
+use super::ptrace::{Errno, bits, register};
+pub use super::quiesce::quiesce;
+pub use super::refuse::AttachError;
+use super::worker::{NoAnswer, on_a_worker};
+
+/// How long a caller waits for the calls in one stop, most of which take microseconds. Longer than a
+/// thread under load needs to get a CPU.
+const CALL_PATIENCE: Duration = Duration::from_secs(2);
+/// Threads tried before the process counts as one that cannot be stopped.
+const THREADS_TRIED: usize = 8;
+
+const PR_GET_TID_ADDRESS: u64 = 40;
+const IORING_SETUP_SQPOLL: u64 = 1 << 1;
+/// The ring's thread sleeps after so many milliseconds without work.
+const RING_IDLE_MS: u64 = 2;
+/// A pidfd argument that means the calling process, Linux 6.14.
+const PIDFD_SELF_PROCESS: i64 = -10001;
+/// Ranges in one `process_madvise`.
+const RANGES_PER_CALL: usize = 1024;
+const SCRATCH_BYTES: u64 = 4096;
+
+/// A process that was taken. It runs, without a tracer.
+#[derive(Debug)]
+pub struct Hold {
+    /// The userfaultfd of its address space: our copy, close-on-exec, before the UFFDIO_API handshake.
+    pub uffd: OwnedFd,
+    /// The number of the descriptor for the same userfaultfd that the process keeps, close-on-exec.
+    pub keeper_fd: i32,
+    /// The process.
+    pub pidfd: OwnedFd,
+    /// Where the kernel clears a thread's id at its exit, with faults forbidden: the mapping that holds it must
+    /// never be paged. Of the thread that was stopped; `None` when it has none or the kernel does not say.
+    pub clear_child_tid: Option<Addr>,
+    /// How long that thread was stopped, microseconds.
+    pub stop_us: u64,
+}
+
+/// An io_uring that was made in a process and is ours alone.
+#[derive(Debug)]
+pub struct RingHold {
+    /// Its descriptor; the process has none.
+    pub fd: OwnedFd,
+    /// `struct io_uring_params` as the kernel filled it.
+    pub params: [u64; 15],
+    /// How long the thread was stopped, microseconds.
+    pub stop_us: u64,
+}
+
+/// What became of advice that a process gave on its own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advised {
+    /// Bytes done, from the first range on.
+    pub bytes: u64,
+    /// Why it ended before the last range. The range at which it ended may be half done: look at the pagemap.
+    pub errno: Option<i32>,
+    /// How long the thread was stopped, microseconds.
+    pub stop_us: u64,
+}
+
+/// Looks for every reason to refuse a process that can be seen without stopping it.
+///
+/// # Errors
+/// The reason.
+pub fn preflight(pid: i32) -> Result<(), AttachError> {
+    let target = Target::open_to_take(pid)?;
+    process::candidates(pid)?;
+    userfaultfd_device(&target).map(drop)
+}
+
+/// Takes hold of a process: makes a userfaultfd in it, copies the descriptor out, and leaves one in it.
+///
+/// # Errors
+/// Why not; the process then goes on as before.
+pub fn take_hold(pid: i32) -> Result<Hold, AttachError> {
+    let target = Target::open_to_take(pid)?;
+    let device = userfaultfd_device(&target)?;
+    let high = process::high_descriptor(pid);
+    let (taken, stop_us) = in_a_stop(&target, "userfaultfd", move |stopped, pidfd| {
+        take(stopped, pid, pidfd, device.as_ref(), high)
+    })?;
+    let (uffd, keeper_fd, clear_child_tid) = taken;
+    Ok(Hold {
+        uffd,
+        keeper_fd,
+        pidfd: target.pidfd,
+        clear_child_tid,
+        stop_us,
+    })
+}
+
+fn take(
+    stopped: &mut Stopped,
+    pid: i32,
+    pidfd: BorrowedFd<'_>,
+    device: Option<&OwnedFd>,
+    high: u64,
+) -> Result<(OwnedFd, i32, Option<Addr>), Failure> {
+    let scratch = stopped
+        .map_scratch(SCRATCH_BYTES)?
+        .map_err(|errno| AttachError::kernel(pid, "mmap", errno))?;
+    let flags = bits(libc::O_CLOEXEC | libc::O_NONBLOCK);
+    let low = match (stopped.call(libc::SYS_userfaultfd, &[flags])?, device) {
+        (Ok(fd), _) => fd,
+        // Its user may not make one; whoever may use the device may.
+        (Err(libc::EPERM), Some(device)) => {
+            let theirs = hand_over(stopped, pid, pidfd, device, scratch)?;
+            let arguments = [theirs, fds::USERFAULTFD_IOC_NEW, flags];
+            stopped
+                .call(libc::SYS_ioctl, &arguments)?
+                .map_err(|errno| no_userfaultfd(pid, errno))?
+        }
+        (Err(errno), _) => return Err(no_userfaultfd(pid, errno).into()),
+    };
+    stopped.close_later(low);
+    let uffd = fds::copy_out(pidfd, low)
+        .map_err(|errno| AttachError::kernel(pid, "pidfd_getfd", errno))?;
+    let keeper = keep(stopped, pid, low, high)?;
+    let cleared = match stopped.call(libc::SYS_prctl, &[PR_GET_TID_ADDRESS, scratch.0])? {
+        Ok(_) => stopped.peek(scratch)?,
+        // A kernel without it (CONFIG_CHECKPOINT_RESTORE).
+        Err(_) => [0],
+    };
+    let clear_child_tid = (cleared != [0]).then_some(Addr(cleared[0]));
+    Ok((uffd, keeper, clear_child_tid))
+}
+
+/// Sends the process a descriptor of ours; returns its number there. It is closed before the release.
+fn hand_over(
+    stopped: &mut Stopped,
+    pid: i32,
+    pidfd: BorrowedFd<'_>,
+    device: &OwnedFd,
+    scratch: Addr,
+) -> Result<u64, Failure> {
+    let refused = |op| move |errno| refuse_descriptor(pid, op, errno);
+    let kind = bits(libc::SOCK_STREAM | libc::SOCK_CLOEXEC);
+    let arguments = [bits(libc::AF_UNIX), kind, 0, scratch.0];
+    stopped
+        .call(libc::SYS_socketpair, &arguments)?
+        .map_err(refused("socketpair"))?;
+    let [pair] = stopped.peek(scratch)?;
+    let (ours, theirs) = (pair & u64::from(u32::MAX), pair >> 32);
+    stopped.close_later(ours);
+    stopped.close_later(theirs);
+    let socket = fds::copy_out(pidfd, ours).map_err(refused("pidfd_getfd"))?;
+    fds::send(socket.as_fd(), device.as_fd()).map_err(refused("sendmsg"))?;
+    // The header (no name, one part, control data), the part, the byte, the control data.
+    let (part, byte, control) = (scratch.offset(64), scratch.offset(96), scratch.offset(128));
+    stopped.poke(scratch, &[0, 0, part.0, 1, control.0, 24, 0])?;
+    stopped.poke(part, &[byte.0, 1])?;
+    let how = bits(libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT);
+    stopped
+        .call(libc::SYS_recvmsg, &[theirs, scratch.0, how])?
+        .map_err(refused("recvmsg"))?;
+    match fds::descriptor_in(stopped.peek(control)?) {
+        Some(device) => {
+            stopped.close_later(device);
+            Ok(device)
+        }
+        // The kernel drops what finds no room in the table.
+        None => Err(refuse_descriptor(pid, "recvmsg", libc::EMFILE).into()),
+    }
+}
+
+/// Leaves a second descriptor in the process, from number `high` on or else anywhere.
+fn keep(stopped: &mut Stopped, pid: i32, low: u64, high: u64) -> Result<i32, Failure> {
+    let command = bits(libc::F_DUPFD_CLOEXEC);
+    let mut kept = stopped.call(libc::SYS_fcntl, &[low, command, high])?;
+    if kept.is_err() {
+        kept = stopped.call(libc::SYS_fcntl, &[low, command, 0])?;
+    }
+    let kept = kept.map_err(|errno| refuse_descriptor(pid, "fcntl(F_DUPFD_CLOEXEC)", errno))?;
+    stopped.close_on_failure(kept);
+    i32::try_from(kept).map_err(|_| AttachError::kernel(pid, "fcntl", libc::ERANGE).into())
+}
+
+/// Makes an io_uring with a kernel thread of its own (SQPOLL) in a process, and takes its descriptor out.
+///
+/// # Errors
+/// Why not; the process then goes on as before.
+pub fn make_ring(pid: i32, entries: u32) -> Result<RingHold, AttachError> {
+    let target = Target::open(pid)?;
+    let (made, stop_us) = in_a_stop(&target, "io_uring_setup", move |stopped, pidfd| {
+        let scratch = stopped
+            .map_scratch(SCRATCH_BYTES)?
+            .map_err(|errno| AttachError::kernel(pid, "mmap", errno))?;
+        // Entries are an argument and flags the second word's lower half, idle time the third's.
+        stopped.poke(scratch, &[0, IORING_SETUP_SQPOLL, RING_IDLE_MS])?;
+        let arguments = [u64::from(entries), scratch.0];
+        let ring = stopped
+            .call(libc::SYS_io_uring_setup, &arguments)?
+            .map_err(|errno| no_ring(pid, errno))?;
+        stopped.close_later(ring);
+        let fd = fds::copy_out(pidfd, ring)
+            .map_err(|errno| AttachError::kernel(pid, "pidfd_getfd", errno))?;
+        Ok((fd, stopped.peek(scratch)?))
+    })?;
+    let (fd, params) = made;
+    Ok(RingHold {
+        fd,
+        params,
+        stop_us,
+    })
+}
+
+/// Closes the descriptor that [`take_hold`] left in a process. A number that is no userfaultfd any more is left
+/// alone: the program closed ours and has used the number again.
+///
+/// # Errors
+/// Why the process could not be stopped for it.
+pub fn drop_keeper(pid: i32, keeper_fd: i32) -> Result<(), AttachError> {
+    let link = std::fs::read_link(format!("/proc/{pid}/fd/{keeper_fd}"));
+    if !link.is_ok_and(|link| link.to_string_lossy().ends_with("[userfaultfd]")) {
+        return Ok(());
+    }
+    let target = Target::open(pid)?;
+    in_a_stop(&target, "close", move |stopped, _| {
+        stopped.close_later(bits(keeper_fd));
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// Has a process give `advice` on its own memory: what it may say of itself goes further than what others
+/// may say (MADV_FREE, MADV_DONTNEED). Works on a process that a signal has stopped, too.
+///
+/// Where a userfaultfd reports removals the advice waits until each report is read: another thread than the
+/// caller has to read them.
+///
+/// # Errors
+/// Why the process could not be stopped for it. An errno of the advice itself is in the result.
+pub fn advise_self(pid: i32, ranges: &[AddrRange], advice: i32) -> Result<Advised, AttachError> {
+    let target = Target::open(pid)?;
+    let ranges: Arc<[AddrRange]> = ranges.into();
+    let (done, stop_us) = in_a_stop(&target, "madvise", move |stopped, _| {
+        let longest = ranges.len().clamp(1, RANGES_PER_CALL);
+        let scratch = stopped
+            .map_scratch(longest as u64 * 16)?
+            .map_err(|errno| AttachError::kernel(pid, "mmap", errno))?;
+        let mut bytes = 0;
+        for part in ranges.chunks(RANGES_PER_CALL) {
+            let (done, errno) = advise_part(stopped, scratch, part, advice)?;
+            bytes += done;
+            if errno.is_some() {
+                return Ok((bytes, errno));
+            }
+        }
+        Ok((bytes, None))
+    })?;
+    let (bytes, errno) = done;
+    Ok(Advised {
+        bytes,
+        errno,
+        stop_us,
+    })
+}
+
+/// Gives advice on as many ranges as fit in one call, else range by range: kernels before 6.14 know no
+/// advice to oneself by `process_madvise`, and a range that is refused is named by its own call only.
+fn advise_part(
+    stopped: &mut Stopped,
+    scratch: Addr,
+    part: &[AddrRange],
+    advice: i32,
+) -> Result<(u64, Option<Errno>), Lost> {
+    let advice = bits(advice);
+    let vectors: Vec<u64> = part.iter().flat_map(|r| [r.start.0, r.len()]).collect();
+    stopped.poke(scratch, &vectors)?;
+    let whole = [
+        register(PIDFD_SELF_PROCESS),
+        scratch.0,
+        part.len() as u64,
+        advice,
+        0,
+    ];
+    let mut done = stopped
+        .call(libc::SYS_process_madvise, &whole)?
+        .unwrap_or(0);
+    let mut seen = 0;
+    for range in part {
+        seen += range.len();
+        if seen <= done {
+            continue;
+        }
+        if let Err(errno) =
+            stopped.call(libc::SYS_madvise, &[range.start.0, range.len(), advice])?
+        {
+            return Ok((done, Some(errno)));
+        }
+        done = seen;
+    }
+    Ok((done, None))
+}
+
+/// Why work in a stop failed.
+#[derive(Debug)]
+enum Failure {
+    /// The thread is lost; another one may do.
+    Lost(Lost),
+    /// It will be refused in any thread.
+    Refused(AttachError),
+}
+
+impl From<Lost> for Failure {
+    fn from(lost: Lost) -> Self {
+        Self::Lost(lost)
+    }
+}
+
+impl From<AttachError> for Failure {
+    fn from(refused: AttachError) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+/// Stops the thread of the process that minds least and does `work` in it; tries others if it cannot be
+/// stopped. `work` gets a pidfd with that thread's descriptors.
+fn in_a_stop<T: Send + 'static>(
+    target: &Target,
+    what: &'static str,
+    work: impl Fn(&mut Stopped, BorrowedFd<'_>) -> Result<T, Failure> + Send + Sync + 'static,
+) -> Result<(T, u64), AttachError> {
+    let pid = target.pid;
+    let work = Arc::new(work);
+    let mut tried = 0;
+    loop {
+        let mut last = AttachError::Changed { pid };
+        for tid in process::candidates(pid)? {
+            if tid != pid && fds::have_different_descriptors(pid, tid) {
+                continue;
+            }
+            let plan = Plan {
+                pid,
+                tid,
+                syscall_at: target.syscall_at,
+                suspend_seccomp: target.suspend_seccomp,
+            };
+            let work = work.clone();
+            let answer = on_a_worker(CALL_PATIENCE, move |agreement| {
+                let pidfd = fds::open_thread(pid, tid).map_err(|_| Lost::Gone)?;
+                with_stopped(&plan, agreement, |stopped| work(stopped, pidfd.as_fd()))
+            });
+            last = match answer {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(Failure::Refused(refused))) => return Err(refused),
+                Ok(Err(Failure::Lost(lost))) => match lost {
+                    Lost::Gone => AttachError::Changed { pid },
+                    Lost::DidNotStop => AttachError::Uninterruptible { pid },
+                    Lost::ThirtyTwoBit => AttachError::ThirtyTwoBit { pid },
+                    Lost::Denied => return Err(process::why_denied(pid)),
+                    Lost::Abandoned => return Err(process::why_busy(pid, what)),
+                    Lost::Ptrace(errno) => return Err(AttachError::kernel(pid, "ptrace", errno)),
+                },
+                Err(NoAnswer::TimeUp) => return Err(process::why_busy(pid, what)),
+                Err(NoAnswer::NoThread(errno)) => {
+                    return Err(AttachError::kernel(pid, "clone (in holo)", errno));
+                }
+            };
+            tried += 1;
+            if tried == THREADS_TRIED {
+                return Err(last);
+            }
+        }
+        if tried == 0 {
+            // Every thread has descriptors of its own: there is no table to speak of.
+            return Err(last);
+        }
+    }
+}
+
+/// `/dev/userfaultfd`, or `None` when it cannot be had and may not be needed.
+fn userfaultfd_device(target: &Target) -> Result<Option<OwnedFd>, AttachError> {
+    let pid = target.pid;
+    if !fds::kernel_has_userfaultfd() {
+        return Err(no_userfaultfd(pid, libc::ENOSYS));
+    }
+    match fds::open_userfaultfd_device() {
+        Ok(device) => Ok(Some(device)),
+        Err(_) if process::may_make_userfaultfd(pid) => Ok(None),
+        Err(_) => Err(no_userfaultfd(pid, libc::EPERM)),
+    }
+}
+
+fn no_userfaultfd(pid: i32, errno: Errno) -> AttachError {
+    let why = match errno {
+        libc::ENOSYS => "this kernel was built without it: boot one with CONFIG_USERFAULTFD=y",
+        libc::EPERM => {
+            "its user may not make one (vm.unprivileged_userfaultfd is 0) and /dev/userfaultfd, which would do \
+             instead, cannot be used: run holo as root on Linux 6.1 or later, allow it the device, or run \
+             `sysctl -w vm.unprivileged_userfaultfd=1`"
+        }
+        other => return refuse_descriptor(pid, "userfaultfd", other),
+    };
+    AttachError::UserfaultfdOff {
+        pid,
+        why: why.to_owned(),
+    }
+}
+
+fn no_ring(pid: i32, errno: Errno) -> AttachError {
+    let why = match errno {
+        libc::ENOSYS => {
+            "this kernel was built without it: boot one with CONFIG_IO_URING=y".to_owned()
+        }
+        libc::EPERM => {
+            let level = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+            format!(
+                "kernel.io_uring_disabled is {}: set it to 0, or put the program's user into \
+                 kernel.io_uring_group",
+                level.as_deref().map_or("unknown", str::trim)
+            )
+        }
+        libc::EAGAIN => return AttachError::LimitNproc { pid },
+        other => return refuse_descriptor(pid, "io_uring_setup", other),
+    };
+    AttachError::IoUringOff { pid, why }
+}
+
+fn refuse_descriptor(pid: i32, op: &'static str, errno: Errno) -> AttachError {
+    match (errno, process::descriptor_limit(pid)) {
+        (libc::EMFILE, Some(limit)) => AttachError::LimitNoFile { pid, limit },
+        _ => AttachError::kernel(pid, op, errno),
+    }
+}

@@ -1,0 +1,458 @@
+//! System calls made by a stopped thread of another process, with the instruction that its vdso holds.
+//!
+//! No code and no data goes into the program's own memory: arguments that need memory lie in a shared
+//! page of their own, mapped for the moment. Below the stack pointer there is no safe place: a small
+//! stack may end within a few hundred bytes (Go's do), with another thread's data behind it.
+//!
+//! ```text
+//!            SEIZE, INTERRUPT          call                      release
+//! running ----------------> trap ----------------> exit of a call -------------> running
+//!                             |       ^    | call        |
+//!                             |       +----+             | INTERRUPT, CONT (only when the thread's own
+//!                             |                          v                  system call was cut short)
+//!                             +----------------------> trap: everything put back, DETACH
+//! ```
+//!
+//! While the thread is stopped it blocks all signals, so that none is delivered in the middle; they wait,
+//! and are delivered after the release. SIGSTOP and SIGCONT work as ever. If we die in the meantime
+//! the process is killed: it must not run on with our registers.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use holo_proto::Addr;
+
+use super::mem::TargetMem;
+use super::ptrace::{self, Dispatch, Errno, Registers, Stop, SyscallStop, bits};
+use super::restart;
+use super::worker::Agreement;
+
+/// How long a thread may take to stop. One that can stop does so in microseconds; under load it needs to
+/// get a CPU first.
+const STOP_PATIENCE: Duration = Duration::from_millis(100);
+/// How long a call that cleans up may take once the caller has left.
+const CLEANUP_PATIENCE: Duration = Duration::from_secs(1);
+/// Pause between two looks at a thread that nobody waits for any more.
+const IDLE_PAUSE: Duration = Duration::from_millis(5);
+
+/// `cs` of 64-bit code.
+const CS_64_BIT: u64 = 0x33;
+/// Where a restartable-sequences area names the sequence that the thread is in.
+const RSEQ_CS_AT: u64 = 8;
+/// Bytes of scratch memory are mapped in such units.
+const SCRATCH_UNIT: u64 = 4096;
+
+/// Why an injection ended without a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// The thread ended, or an exec took its place.
+    Gone,
+    /// The rights are missing, or another process traces it.
+    Denied,
+    /// It did not stop in time.
+    DidNotStop,
+    /// It runs 32-bit code now.
+    ThirtyTwoBit,
+    /// The caller's time was up.
+    Abandoned,
+    /// A ptrace request failed that cannot fail on a stopped thread.
+    Ptrace(Errno),
+}
+
+/// What is needed to stop one thread; gathered before the stop.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) pid: i32,
+    pub(super) tid: i32,
+    /// Address of a `syscall` instruction.
+    pub(super) syscall_at: Addr,
+    /// Suspend the thread's seccomp filter.
+    pub(super) suspend_seccomp: bool,
+}
+
+/// One stopped thread. Dropping it puts everything back and lets it go.
+#[derive(Debug)]
+pub(super) struct Stopped {
+    tid: i32,
+    mem: TargetMem,
+    syscall_at: Addr,
+    /// What the thread goes on with.
+    saved: Registers,
+    mask: u64,
+    /// The restartable sequence that it was stopped in: where that is noted, and the note.
+    sequence: Option<(Addr, u64)>,
+    dispatch: Option<Dispatch>,
+    since: Instant,
+    agreement: Agreement,
+    state: State,
+    /// Descriptors in the process that must not stay, lowest first.
+    temporary: Vec<u64>,
+    /// Descriptors that stay if the work counts.
+    lasting: Vec<u64>,
+    scratch: Option<(Addr, u64)>,
+    cleaning: bool,
+}
+
+/// Where the thread is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Trap,
+    SyscallExit,
+    /// Let go, or lost.
+    Released,
+}
+
+/// Stops the thread, lets `work` make calls in it, puts everything back and lets it go. Returns the result
+/// with the microseconds from asking the thread to stop until it was let go.
+///
+/// Must be called on a thread that ends soon after: a thread that does not stop in time is let go by that
+/// end only. When `work` fails, or the caller has left, the lasting descriptors are closed as well.
+pub(super) fn with_stopped<T, E: From<Lost>>(
+    plan: &Plan,
+    agreement: &Agreement,
+    work: impl FnOnce(&mut Stopped) -> Result<T, E>,
+) -> Result<(T, u64), E> {
+    let mut stopped = Stopped::stop(plan, agreement)?;
+    let mut outcome = work(&mut stopped);
+    if outcome.is_ok() && !agreement.commit() {
+        outcome = Err(Lost::Abandoned.into());
+    }
+    if outcome.is_ok() {
+        stopped.lasting.clear();
+    }
+    let stop_us = stopped.release();
+    outcome.map(|value| (value, stop_us))
+}
+
+impl Stopped {
+    fn stop(plan: &Plan, agreement: &Agreement) -> Result<Self, Lost> {
+        let tid = plan.tid;
+        let path = format!("/proc/{}/task/{tid}/mem", plan.pid);
+        let mem = OpenOptions::new().read(true).write(true).open(path);
+        let mem = mem.map_err(|e| match e.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => Lost::Denied,
+            _ => Lost::Gone,
+        })?;
+        let mem = TargetMem::from_owned(OwnedFd::from(mem));
+        let mut options = ptrace::TRACE_SYSCALL_GOOD;
+        if plan.suspend_seccomp {
+            options |= ptrace::SUSPEND_SECCOMP;
+        }
+        ptrace::seize(tid, options).map_err(|errno| match errno {
+            libc::ESRCH => Lost::Gone,
+            libc::EPERM | libc::EACCES => Lost::Denied,
+            other => Lost::Ptrace(other),
+        })?;
+        let since = Instant::now();
+        stop_at_trap(tid, || {
+            since.elapsed() < STOP_PATIENCE && !agreement.is_abandoned()
+        })?;
+        let mut saved = ptrace::registers(tid).map_err(Lost::Ptrace)?;
+        if saved.cs != CS_64_BIT {
+            let _ = ptrace::detach(tid, 0);
+            return Err(Lost::ThirtyTwoBit);
+        }
+        restart::make_restartable(&mut saved);
+        let mask = ptrace::signal_mask(tid).map_err(Lost::Ptrace)?;
+        let mut stopped = Self {
+            tid,
+            mem,
+            syscall_at: plan.syscall_at,
+            saved,
+            mask,
+            sequence: None,
+            dispatch: ptrace::dispatch(tid),
+            since,
+            agreement: agreement.clone(),
+            state: State::Trap,
+            temporary: Vec::with_capacity(8),
+            lasting: Vec::with_capacity(1),
+            scratch: None,
+            cleaning: false,
+        };
+        stopped.sequence = stopped.restartable_sequence();
+        stopped.prepare(options).map_err(Lost::Ptrace)?;
+        Ok(stopped)
+    }
+
+    fn prepare(&self, options: usize) -> Result<(), Errno> {
+        ptrace::set_options(self.tid, options | ptrace::EXIT_KILL)?;
+        ptrace::set_signal_mask(self.tid, u64::MAX)?;
+        if self.dispatch.is_some() {
+            ptrace::set_dispatch(self.tid, &[0; 4])?;
+        }
+        Ok(())
+    }
+
+    /// The restartable sequence that the thread is in the middle of, if any. A thread that was stopped there
+    /// has to start it anew. The kernel sees to that, but forgets the sequence as soon as the thread runs
+    /// elsewhere, as it does for us.
+    fn restartable_sequence(&self) -> Option<(Addr, u64)> {
+        if ptrace::signed(self.saved.orig_rax) >= 0 {
+            // System calls are forbidden in one.
+            return None;
+        }
+        let at = Addr(ptrace::rseq_area(self.tid)?).offset(RSEQ_CS_AT);
+        let [noted] = self.words(at)?;
+        if noted == 0 {
+            return None;
+        }
+        // Version and flags, start, length, where to go on.
+        let [_, start, len, _] = self.words(Addr(noted))?;
+        (self.saved.rip.wrapping_sub(start) < len).then_some((at, noted))
+    }
+
+    fn words<const N: usize>(&self, at: Addr) -> Option<[u64; N]> {
+        let mut out = [0; N];
+        let mut bytes = [0_u8; 64];
+        let bytes = bytes.get_mut(..N * 8)?;
+        if self.mem.read(at, bytes).ok()? != bytes.len() {
+            return None;
+        }
+        for (word, part) in out.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_ne_bytes(part.try_into().ok()?);
+        }
+        Some(out)
+    }
+
+    /// Makes a system call in the thread. The outer error means that the thread is lost, the inner one is
+    /// the call's errno.
+    pub(super) fn call(
+        &mut self,
+        number: i64,
+        arguments: &[u64],
+    ) -> Result<Result<u64, Errno>, Lost> {
+        if self.state == State::Released {
+            return Err(Lost::Gone);
+        }
+        if self.agreement.is_abandoned() && !self.cleaning {
+            return Err(Lost::Abandoned);
+        }
+        let argument = |i: usize| arguments.get(i).copied().unwrap_or(0);
+        let mut regs = self.saved;
+        regs.rax = ptrace::register(number);
+        regs.rdi = argument(0);
+        regs.rsi = argument(1);
+        regs.rdx = argument(2);
+        regs.r10 = argument(3);
+        regs.r8 = argument(4);
+        regs.r9 = argument(5);
+        regs.rip = self.syscall_at.0;
+        // In no system call: else the kernel would restart ours on the way out.
+        regs.orig_rax = u64::MAX;
+        self.request(ptrace::set_registers(self.tid, &regs))?;
+        self.request(ptrace::resume_to_syscall(self.tid, 0))?;
+        let result = self.run_to_exit()?;
+        Ok(u64::try_from(result).map_err(|_| {
+            let errno = i32::try_from(-result).unwrap_or(i32::MAX);
+            if errno < 512 { errno } else { libc::EINTR }
+        }))
+    }
+
+    fn run_to_exit(&mut self) -> Result<i64, Lost> {
+        let begun = Instant::now();
+        let mut hurried = false;
+        loop {
+            let (agreement, cleaning) = (&self.agreement, self.cleaning);
+            let stop = ptrace::wait_for_stop(self.tid, || {
+                if hurried {
+                    // Its registers are ours: it must not be left, however long it takes.
+                    std::thread::sleep(IDLE_PAUSE);
+                    return true;
+                }
+                if cleaning {
+                    return begun.elapsed() < CLEANUP_PATIENCE;
+                }
+                !agreement.is_abandoned()
+            });
+            match stop {
+                None => {
+                    hurried = true;
+                    self.request(ptrace::interrupt(self.tid))?;
+                }
+                Some(Stop::Gone) => {
+                    self.state = State::Released;
+                    return Err(Lost::Gone);
+                }
+                Some(Stop::Syscall) => match self.request(ptrace::syscall_stop(self.tid))? {
+                    SyscallStop::Exit(result) => {
+                        self.state = State::SyscallExit;
+                        return Ok(result);
+                    }
+                    SyscallStop::Entry(_) | SyscallStop::None => {
+                        self.request(ptrace::resume_to_syscall(self.tid, 0))?;
+                    }
+                },
+                // Not even entered: the thread is in a frozen cgroup.
+                Some(Stop::Trap) if hurried => {
+                    self.state = State::Trap;
+                    return Err(Lost::Abandoned);
+                }
+                // The process was stopped by a signal, before us or meanwhile: this thread still runs for us.
+                Some(Stop::Trap) => self.request(ptrace::resume_to_syscall(self.tid, 0))?,
+                // Only SIGSTOP comes through the mask: it stops the process when it is passed on.
+                Some(Stop::Signal(signal)) => {
+                    self.request(ptrace::resume_to_syscall(self.tid, signal))?;
+                }
+            }
+        }
+    }
+
+    fn request<T>(&mut self, result: Result<T, Errno>) -> Result<T, Lost> {
+        result.map_err(|errno| {
+            if errno == libc::ESRCH {
+                self.state = State::Released;
+                Lost::Gone
+            } else {
+                Lost::Ptrace(errno)
+            }
+        })
+    }
+
+    /// Maps memory for arguments in the process, shared so that it never melts into a mapping of its own.
+    /// Unmapped at the release. Once only.
+    pub(super) fn map_scratch(&mut self, bytes: u64) -> Result<Result<Addr, Errno>, Lost> {
+        let bytes = bytes.next_multiple_of(SCRATCH_UNIT);
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let nowhere = u64::MAX;
+        let arguments = [0, bytes, bits(prot), bits(flags), nowhere, 0];
+        let mapped = self.call(libc::SYS_mmap, &arguments)?.map(Addr);
+        if let Ok(at) = mapped {
+            self.scratch = Some((at, bytes));
+        }
+        Ok(mapped)
+    }
+
+    /// Writes words into the scratch memory.
+    pub(super) fn poke(&self, at: Addr, words: &[u64]) -> Result<(), Lost> {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        match self.mem.write(at, &bytes) {
+            Ok(written) if written == bytes.len() => Ok(()),
+            _ => Err(Lost::Gone),
+        }
+    }
+
+    /// Reads words from the scratch memory.
+    pub(super) fn peek<const N: usize>(&self, at: Addr) -> Result<[u64; N], Lost> {
+        let mut out = [0; N];
+        for (i, word) in (0_u64..).zip(out.iter_mut()) {
+            [*word] = self.words(at.offset(i * 8)).ok_or(Lost::Gone)?;
+        }
+        Ok(out)
+    }
+
+    /// Notes a descriptor of the process to be closed before the release.
+    pub(super) fn close_later(&mut self, fd: u64) {
+        self.temporary.push(fd);
+    }
+
+    /// Notes a descriptor of the process to be closed if the work fails.
+    pub(super) fn close_on_failure(&mut self, fd: u64) {
+        self.lasting.push(fd);
+    }
+
+    /// Closes what must not stay and puts everything back; returns the length of the stop.
+    fn release(&mut self) -> u64 {
+        if self.state != State::Released {
+            self.cleaning = true;
+            let _ = self.clean_up();
+            let _ = self.put_back();
+            self.state = State::Released;
+        }
+        u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn clean_up(&mut self) -> Result<(), Lost> {
+        let mut fds = std::mem::take(&mut self.temporary);
+        fds.append(&mut self.lasting);
+        fds.sort_unstable();
+        // Neighbours go in one call; between others a descriptor of the program may lie.
+        for run in fds.chunk_by(|a, b| a + 1 == *b) {
+            let (Some(&first), Some(&last)) = (run.first(), run.last()) else {
+                continue;
+            };
+            if first < last && self.call(libc::SYS_close_range, &[first, last, 0])?.is_ok() {
+                continue;
+            }
+            for &fd in run {
+                let _ = self.call(libc::SYS_close, &[fd])?;
+            }
+        }
+        if let Some((at, bytes)) = self.scratch.take() {
+            let _ = self.call(libc::SYS_munmap, &[at.0, bytes])?;
+        }
+        Ok(())
+    }
+
+    fn put_back(&mut self) -> Result<(), Lost> {
+        if self.state == State::SyscallExit && restart::is_cut_short(&self.saved) {
+            // Patience without end: its registers are ours. It runs no instruction before the trap.
+            ptrace_continue_to_trap(self.tid)?;
+            self.state = State::Trap;
+        }
+        if let Some((at, noted)) = self.sequence {
+            let _ = self.mem.write(at, &noted.to_ne_bytes());
+        }
+        if let Some(dispatch) = self.dispatch {
+            self.request(ptrace::set_dispatch(self.tid, &dispatch))?;
+        }
+        self.request(ptrace::set_signal_mask(self.tid, self.mask))?;
+        let saved = self.saved;
+        self.request(ptrace::set_registers(self.tid, &saved))?;
+        self.request(ptrace::detach(self.tid, 0))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Asks a traced thread to stop and waits until it is at a trap, passing on signals that it meets before.
+pub(super) fn stop_at_trap(tid: i32, mut patience: impl FnMut() -> bool) -> Result<(), Lost> {
+    let lost = |errno| match errno {
+        libc::ESRCH => Lost::Gone,
+        other => Lost::Ptrace(other),
+    };
+    ptrace::interrupt(tid).map_err(lost)?;
+    loop {
+        match ptrace::wait_for_stop(tid, &mut patience) {
+            None => return Err(Lost::DidNotStop),
+            Some(Stop::Gone) => return Err(Lost::Gone),
+            Some(Stop::Trap) => return Ok(()),
+            Some(Stop::Syscall) => ptrace::resume(tid, 0).map_err(lost)?,
+            Some(Stop::Signal(signal)) => {
+                // A stop for a signal uses up the request to stop.
+                ptrace::interrupt(tid).map_err(lost)?;
+                ptrace::resume(tid, signal).map_err(lost)?;
+            }
+        }
+    }
+}
+
+/// Takes a thread from the exit of a system call to a trap; no instruction of the program runs on the way.
+fn ptrace_continue_to_trap(tid: i32) -> Result<(), Lost> {
+    ptrace::interrupt(tid).map_err(Lost::Ptrace)?;
+    ptrace::resume(tid, 0).map_err(Lost::Ptrace)?;
+    let begun = Instant::now();
+    loop {
+        let stop = ptrace::wait_for_stop(tid, || {
+            if begun.elapsed() > CLEANUP_PATIENCE {
+                std::thread::sleep(IDLE_PAUSE);
+            }
+            true
+        });
+        match stop {
+            Some(Stop::Trap) => return Ok(()),
+            None | Some(Stop::Gone) => return Err(Lost::Gone),
+            Some(Stop::Syscall) => ptrace::resume(tid, 0).map_err(Lost::Ptrace)?,
+            Some(Stop::Signal(signal)) => {
+                ptrace::interrupt(tid).map_err(Lost::Ptrace)?;
+                ptrace::resume(tid, signal).map_err(Lost::Ptrace)?;
+            }
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! What can be known of a process before it is stopped: whether it can be taken, and by which thread.
+//!
+//! Everything here is read from `/proc` and may be out of date a moment later; what counts is said by the
+//! stop itself. It is read first so that the stop is short, and so that a refusal costs the process nothing.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use holo_proto::{Addr, AddrRange};
+
+use super::fds;
+use super::maps::{MapName, ProcMaps, VmFlags, mappings, smaps};
+use super::mem::TargetMem;
+use super::refuse::AttachError;
+use super::restart::{Disturbance, disturbance};
+
+/// How long all threads may be in state D before it is called an error: a disk access ends sooner.
+const UNINTERRUPTIBLE_PATIENCE: Duration = Duration::from_millis(500);
+/// Pause between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// Threads looked at to find a good one.
+const THREADS_LOOKED_AT: usize = 256;
+/// Descriptors that taking hold opens in the process at once, at most.
+const DESCRIPTORS_NEEDED: u64 = 5;
+/// Numbers tried, from the top down, to find a free one for the descriptor that stays.
+const NUMBERS_TRIED: u64 = 64;
+/// Longest vdso that is searched for the instruction.
+const VDSO_BYTES_MAX: u64 = 64 * 1024;
+
+const PF_EXITING: u64 = 0x4;
+const PF_IO_WORKER: u64 = 0x10;
+const PF_USER_WORKER: u64 = 0x4000;
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+const CAP_SYS_PTRACE: u32 = 19;
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// A thread's line in `/proc`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Task {
+    pub(super) tid: i32,
+    state: u8,
+    flags: u64,
+}
+
+impl Task {
+    fn read(pid: i32, tid: i32) -> Option<Self> {
+        let text = fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+        // The name, in parentheses, may hold anything.
+        let end = text.iter().rposition(|&b| b == b')')?;
+        let rest = String::from_utf8_lossy(text.get(end + 2..)?).into_owned();
+        let mut fields = rest.split(' ');
+        let state = *fields.next()?.as_bytes().first()?;
+        let flags = fields.nth(5)?.parse().ok()?;
+        Some(Self { tid, state, flags })
+    }
+
+    fn is_dead(self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x') || self.flags & PF_EXITING != 0
+    }
+
+    /// A thread that the kernel made in the process for io_uring: it runs no code of the program.
+    pub(super) fn is_kernels(self) -> bool {
+        self.flags & (PF_IO_WORKER | PF_USER_WORKER | PF_KTHREAD) != 0
+    }
+
+    /// Whether it can be stopped at all.
+    pub(super) fn is_stoppable(self) -> bool {
+        !self.is_dead() && !self.is_kernels()
+    }
+
+    fn disturbance(self, pid: i32) -> Option<Disturbance> {
+        match self.state {
+            // Stopped by a signal already.
+            b'T' => Some(Disturbance::None),
+            b'R' => Some(Disturbance::Time),
+            b'S' => Some(match waits_in(pid, self.tid) {
+                Some(call) => disturbance(call),
+                None => Disturbance::Time,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// The call that a sleeping thread waits in; `None` when it runs, or waits in none.
+fn waits_in(pid: i32, tid: i32) -> Option<i64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+    let call: i64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    (call >= 0).then_some(call)
+}
+
+/// The threads of a process, leader first.
+pub(super) fn tasks(pid: i32) -> Vec<Task> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let mut tids: Vec<i32> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    tids.sort_by_key(|&tid| (tid != pid, tid));
+    tids.iter()
+        .filter_map(|&tid| Task::read(pid, tid))
+        .collect()
+}
+
+/// The threads that can be stopped now, the one that minds least first; waits a moment while there is none.
+pub(super) fn candidates(pid: i32) -> Result<Vec<i32>, AttachError> {
+    let since = Instant::now();
+    loop {
+        let tasks = tasks(pid);
+        if !tasks.iter().any(|task| task.is_stoppable()) {
+            return Err(AttachError::Exiting { pid });
+        }
+        let mut ranked = Vec::new();
+        for task in tasks.iter().filter(|task| task.is_stoppable()) {
+            let Some(rank) = task.disturbance(pid) else {
+                continue;
+            };
+            ranked.push((rank, task.tid));
+            if rank == Disturbance::None || ranked.len() == THREADS_LOOKED_AT {
+                break;
+            }
+        }
+        if !ranked.is_empty() {
+            // Stable: the leader stays first among equals.
+            ranked.sort_by_key(|&(rank, _)| rank);
+            return Ok(ranked.into_iter().map(|(_, tid)| tid).collect());
+        }
+        if since.elapsed() > UNINTERRUPTIBLE_PATIENCE {
+            return Err(AttachError::Uninterruptible { pid });
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// A process that may be taken, as far as can be known from outside.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    /// Address of a `syscall` instruction.
+    pub(super) syscall_at: Addr,
+    /// It is under a seccomp filter that has to be suspended.
+    pub(super) suspend_seccomp: bool,
+}
+
+impl Target {
+    /// Looks at a process as every injection needs it.
+    pub(super) fn open(pid: i32) -> Result<Self, AttachError> {
+        let pidfd = open_pidfd(pid)?;
+        let tasks = tasks(pid);
+        if tasks.iter().any(|task| task.flags & PF_KTHREAD != 0) {
+            return Err(AttachError::KernelThread { pid });
+        }
+        let Some(alive) = tasks.iter().find(|task| task.is_stoppable()) else {
+            return Err(AttachError::Exiting { pid });
+        };
+        refuse_if_traced(pid, &tasks)?;
+        let path = format!("/proc/{pid}/task/{}/mem", alive.tid);
+        let mem = fs::OpenOptions::new().read(true).write(true).open(path);
+        let mem = mem.map_err(|e| match e.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => not_permitted(pid),
+            _ => AttachError::Exiting { pid },
+        })?;
+        let mem = TargetMem::from_owned(OwnedFd::from(mem));
+        let syscall_at = syscall_instruction(pid, alive.tid, &mem)?;
+        let filtered = tasks.iter().any(|task| {
+            status_field(pid, task.tid, "Seccomp").is_some_and(|mode| mode.trim() != "0")
+        });
+        if filtered && !may_suspend_seccomp() {
+            return Err(AttachError::Seccomp { pid });
+        }
+        Ok(Self {
+            pid,
+            pidfd,
+            syscall_at,
+            suspend_seccomp: filtered,
+        })
+    }
+
+    /// Looks at a process as the first taking needs it, in addition.
+    pub(super) fn open_to_take(pid: i32) -> Result<Self, AttachError> {
+        let target = Self::open(pid)?;
+        if is_frozen(pid) {
+            return Err(AttachError::Frozen { pid });
+        }
+        refuse_borrowed_memory(pid)?;
+        refuse_without_descriptors(pid)?;
+        refuse_if_it_uses_userfaultfd(pid)?;
+        Ok(target)
+    }
+}
+
+fn open_pidfd(pid: i32) -> Result<OwnedFd, AttachError> {
+    if pid <= 0 {
+        return Err(AttachError::NoSuchProcess { pid });
+    }
+    if u32::try_from(pid) == Ok(std::process::id()) {
+        return Err(AttachError::Myself { pid });
+    }
+    let leader = status_field(pid, pid, "Tgid").and_then(|text| text.trim().parse().ok());
+    if let Some(leader) = leader.filter(|&leader: &i32| leader != pid) {
+        return Err(AttachError::IsAThread {
+            tid: pid,
+            pid: leader,
+        });
+    }
+    fds::open_process(pid).map_err(|errno| match errno {
+        libc::ESRCH | libc::EINVAL | libc::ENOENT => AttachError::NoSuchProcess { pid },
+        other => AttachError::kernel(pid, "pidfd_open", other),
+    })
+}
+
+/// A line of a thread's status file, behind its name and colon.
+pub(super) fn status_field(pid: i32, tid: i32, name: &str) -> Option<String> {
+    let text = fs::read(format!("/proc/{pid}/task/{tid}/status"))
+        .or_else(|_| fs::read(format!("/proc/{tid}/status")))
+        .ok()?;
+    let text = String::from_utf8_lossy(&text);
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(str::to_owned)
+}
+
+fn refuse_if_traced(pid: i32, tasks: &[Task]) -> Result<(), AttachError> {
+    match tasks.iter().find_map(|task| tracer_of(pid, task.tid)) {
+        Some(tracer) => Err(AttachError::TracedBy { pid, tracer }),
+        None => Ok(()),
+    }
+}
+
+/// Who traces a thread.
+pub(super) fn tracer_of(pid: i32, tid: i32) -> Option<i32> {
+    let tracer = status_field(pid, tid, "TracerPid")?.trim().parse().ok()?;
+    (tracer != 0).then_some(tracer)
+}
+
+/// Why ptrace access was refused, in words.
+pub(super) fn not_permitted(pid: i32) -> AttachError {
+    let uid = |of: i32| -> Option<u32> {
+        let text = status_field(of, of, "Uid")?;
+        text.split_ascii_whitespace().nth(1)?.parse().ok()
+    };
+    let ours = i32::try_from(std::process::id()).ok().and_then(uid);
+    let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    let yama = yama.as_deref().map_or("0", str::trim);
+    let why = match (uid(pid), ours) {
+        (Some(theirs), Some(ours)) if theirs != ours && ours != 0 => format!(
+            "it belongs to user {theirs} and holo runs as user {ours}: run holo as that user or as root"
+        ),
+        _ if yama == "3" => {
+            "kernel.yama.ptrace_scope is 3, so no process may be taken until the next boot".to_owned()
+        }
+        _ if yama != "0" => format!(
+            "kernel.yama.ptrace_scope is {yama}: run holo as root, start the program with holo-exec, or set it \
+             to 0"
+        ),
+        (_, Some(ours)) if ours != 0 => {
+            "the program forbids it (it has more rights than you, or made itself undumpable): run holo as root"
+                .to_owned()
+        }
+        _ => "holo lacks CAP_SYS_PTRACE over it (a container, a user namespace or a security module): run holo \
+              as root outside of containers"
+            .to_owned(),
+    };
+    AttachError::NotPermitted { pid, why }
+}
+
+/// Why a thread could not be traced although it looked as if it could.
+pub(super) fn why_denied(pid: i32) -> AttachError {
+    let tasks = tasks(pid);
+    if let Err(traced) = refuse_if_traced(pid, &tasks) {
+        return traced;
+    }
+    if tasks.iter().any(|task| task.is_stoppable()) {
+        not_permitted(pid)
+    } else {
+        AttachError::Exiting { pid }
+    }
+}
+
+/// Why a stopped thread did not get on.
+pub(super) fn why_busy(pid: i32, what: &'static str) -> AttachError {
+    if is_frozen(pid) {
+        AttachError::Frozen { pid }
+    } else {
+        AttachError::Busy { pid, what }
+    }
+}
+
+/// Whether the process looks as if it may make a userfaultfd without help.
+pub(super) fn may_make_userfaultfd(pid: i32) -> bool {
+    let open = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
+    let caps = status_field(pid, pid, "CapEff");
+    open.is_ok_and(|open| open.trim() == "1")
+        || caps
+            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+            .is_some_and(|caps| caps >> CAP_SYS_PTRACE & 1 == 1)
+}
+
+/// Finds a `syscall` instruction in the vdso.
+fn syscall_instruction(pid: i32, tid: i32, mem: &TargetMem) -> Result<Addr, AttachError> {
+    // Through a thread: a leader that ended shows no mappings.
+    let text = fs::read(format!("/proc/{pid}/task/{tid}/maps"))
+        .map_err(|_| AttachError::Exiting { pid })?;
+    if text.is_empty() {
+        return Err(AttachError::Exiting { pid });
+    }
+    let vdso: Option<AddrRange> = mappings(&text)
+        .find(|mapping| mapping.name == MapName::Vdso)
+        .map(|mapping| mapping.range);
+    let Some(vdso) = vdso else {
+        return Err(AttachError::NoVdso { pid });
+    };
+    let mut image = vec![0; super::usize_of(vdso.len().min(VDSO_BYTES_MAX))];
+    let read = mem
+        .read(vdso.start, &mut image)
+        .map_err(|_| AttachError::Exiting { pid })?;
+    image.truncate(read);
+    match image.get(..5) {
+        Some([0x7f, b'E', b'L', b'F', 2]) => {}
+        Some([0x7f, b'E', b'L', b'F', 1]) => return Err(AttachError::ThirtyTwoBit { pid }),
+        _ => return Err(AttachError::NoVdso { pid }),
+    }
+    // Whatever it is part of: the processor decodes from where it is sent.
+    let at = image.windows(2).position(|pair| pair == [0x0f, 0x05]);
+    at.map(|at| vdso.start.offset(at as u64))
+        .ok_or(AttachError::NoVdso { pid })
+}
+
+fn may_suspend_seccomp() -> bool {
+    let own = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let field = |name: &str| own.lines().find_map(|line| line.strip_prefix(name));
+    let caps = field("CapEff:").and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    caps.is_some_and(|caps| caps >> CAP_SYS_ADMIN & 1 == 1)
+        && field("Seccomp:").is_some_and(|mode| mode.trim() == "0")
+}
+
+fn is_frozen(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/wchan"))
+        .is_ok_and(|place| matches!(place.trim(), "do_freezer_trap" | "__refrigerator"))
+}
+
+/// Refuses the child of a vfork: its memory is its parent's until it starts its program.
+fn refuse_borrowed_memory(pid: i32) -> Result<(), AttachError> {
+    let Ok(owner) = super::procfs::parent_of(pid) else {
+        return Err(AttachError::Exiting { pid });
+    };
+    let lends = |task: &Task| {
+        task.state == b'D'
+            && waits_in(owner, task.tid).is_some_and(|call| {
+                [libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&call)
+            })
+    };
+    if fds::share_memory(pid, owner) && tasks(owner).iter().any(lends) {
+        return Err(AttachError::ForeignMm { pid, owner });
+    }
+    Ok(())
+}
+
+/// How many descriptors the process may have.
+pub(super) fn descriptor_limit(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
+    let soft = line.split_ascii_whitespace().next()?;
+    Some(soft.parse().unwrap_or(u64::MAX))
+}
+
+fn table_size(pid: i32) -> Option<u64> {
+    status_field(pid, pid, "FDSize")?.trim().parse().ok()
+}
+
+fn refuse_without_descriptors(pid: i32) -> Result<(), AttachError> {
+    let (Some(limit), Some(table)) = (descriptor_limit(pid), table_size(pid)) else {
+        return Ok(());
+    };
+    if table.saturating_add(DESCRIPTORS_NEEDED) <= limit {
+        // The table can grow: no need to count.
+        return Ok(());
+    }
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Ok(());
+    };
+    let below = |name: &str| name.parse().is_ok_and(|fd: u64| fd < limit);
+    let used = open
+        .filter_map(|entry| entry.ok()?.file_name().to_str().map(below))
+        .filter(|&below| below)
+        .count() as u64;
+    if used + DESCRIPTORS_NEEDED > limit {
+        return Err(AttachError::LimitNoFile { pid, limit });
+    }
+    Ok(())
+}
+
+/// The number from which the descriptor that stays is to be looked for: high, so that the program's own
+/// stay as low as they would be, but within the table that it has. A larger table has to be made with all
+/// threads looking on, which takes milliseconds.
+pub(super) fn high_descriptor(pid: i32) -> u64 {
+    let limit = descriptor_limit(pid).unwrap_or(64);
+    let top = table_size(pid).unwrap_or(64).min(limit);
+    (top.saturating_sub(NUMBERS_TRIED)..top)
+        .rev()
+        .find(|fd| fs::symlink_metadata(format!("/proc/{pid}/fd/{fd}")).is_err())
+        .unwrap_or(top / 2)
+}
+
+fn refuse_if_it_uses_userfaultfd(pid: i32) -> Result<(), AttachError> {
+    let mut text = Vec::new();
+    let Ok(()) = ProcMaps::open_smaps(pid).and_then(|maps| maps.read_into(&mut text)) else {
+        return Ok(());
+    };
+    let served = smaps(&text).any(|mapping| {
+        [VmFlags::UFFD_MISSING, VmFlags::UFFD_WP, VmFlags::UFFD_MINOR]
+            .iter()
+            .any(|&flag| mapping.flags.has(flag))
+    });
+    if served {
+        return Err(AttachError::UsesUserfaultfd { pid });
+    }
+    Ok(())
+}
+
+/// Whether there is such a process, and it is not us.
+pub(super) fn exists(pid: i32) -> Result<(), AttachError> {
+    open_pidfd(pid).map(drop)
+}
+
+/// Whether a thread has ended or is about to.
+pub(super) fn is_ending(pid: i32, tid: i32) -> bool {
+    Task::read(pid, tid).is_none_or(|task| !task.is_stoppable())
+}

@@ -1,0 +1,152 @@
+//! All threads of a process stopped at once, for the moment, so that no system call is under way.
+
+use std::time::{Duration, Instant};
+
+use super::inject::Lost;
+use super::process;
+use super::ptrace::{self, Stop};
+use super::refuse::AttachError;
+use super::restart;
+use super::worker::{Agreement, NoAnswer, on_a_worker};
+
+/// How long all threads together may take to stop. A thread in the middle of a disk access needs
+/// milliseconds; one whose page fault waits for the pager needs the pager.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How much longer the caller waits for the worker's own answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the threads are looked at without a pause.
+const EAGER: Duration = Duration::from_millis(1);
+/// Pause between two looks after that.
+const PAUSE: Duration = Duration::from_micros(200);
+const WHAT: &str = "stopping all threads";
+
+/// Stops all threads of a process once, then lets them go; returns the microseconds from asking the first to
+/// letting the last go.
+///
+/// Afterwards every system call that was under way when this was called is over, or has gone back to its
+/// start: what it does to memory it does anew. What the kernel does on its own threads (io_uring, aio, a
+/// device) goes on. A call that was writing may return short, as after any stop.
+///
+/// # Errors
+/// [`AttachError::Busy`] when a thread did not stop in time: then all were let go, and nothing is known.
+pub fn quiesce(pid: i32) -> Result<u64, AttachError> {
+    process::exists(pid)?;
+    let answer = on_a_worker(PATIENCE + ANSWER_PATIENCE, move |agreement| {
+        stop_all(pid, agreement)
+    });
+    match answer {
+        Ok(Ok(stop_us)) => Ok(stop_us),
+        Ok(Err(lost)) => Err(match lost {
+            Lost::Gone => AttachError::Exiting { pid },
+            Lost::Denied => process::why_denied(pid),
+            Lost::Ptrace(errno) => AttachError::kernel(pid, "ptrace", errno),
+            Lost::DidNotStop | Lost::Abandoned | Lost::ThirtyTwoBit => process::why_busy(pid, WHAT),
+        }),
+        Err(NoAnswer::TimeUp) => Err(process::why_busy(pid, WHAT)),
+        Err(NoAnswer::NoThread(errno)) => Err(AttachError::kernel(pid, "clone (in holo)", errno)),
+    }
+}
+
+/// A traced thread. Dropping it lets it go, if it is stopped; if not, the end of the tracing thread does.
+struct Held {
+    tid: i32,
+    stopped: bool,
+    signal: i32,
+}
+
+impl Held {
+    fn look(&mut self) -> Look {
+        if self.stopped {
+            return Look::Stopped;
+        }
+        self.signal = match ptrace::stop_now(self.tid) {
+            None => return Look::Runs,
+            Some(Stop::Gone) => return Look::Gone,
+            Some(Stop::Signal(signal)) => signal,
+            Some(Stop::Trap | Stop::Syscall) => 0,
+        };
+        self.stopped = true;
+        if let Ok(mut regs) = ptrace::registers(self.tid) {
+            if restart::make_restartable(&mut regs) {
+                // It may have been killed meanwhile, and then it does not matter.
+                let _ = ptrace::set_registers(self.tid, &regs);
+            }
+        }
+        Look::Stopped
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.look() == Look::Stopped {
+            let _ = ptrace::detach(self.tid, self.signal);
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Runs,
+    Stopped,
+    Gone,
+}
+
+fn stop_all(pid: i32, agreement: &Agreement) -> Result<u64, Lost> {
+    let since = Instant::now();
+    let mut held: Vec<Held> = Vec::new();
+    loop {
+        // A thread that still runs may start others: only a listing that holds no new one, after all were
+        // seen stopped, is the last.
+        let all_stopped = held.iter().all(|thread| thread.stopped);
+        let new = seize_new(pid, &mut held)?;
+        if !new && all_stopped && !held.is_empty() {
+            break;
+        }
+        if held.is_empty() {
+            return Err(Lost::Gone);
+        }
+        loop {
+            held.retain_mut(|thread| thread.look() != Look::Gone);
+            if held.iter().all(|thread| thread.stopped) {
+                break;
+            }
+            if since.elapsed() > PATIENCE || agreement.is_abandoned() {
+                return Err(Lost::DidNotStop);
+            }
+            if since.elapsed() < EAGER {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+    drop(held);
+    Ok(u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Traces and stops the threads that are not held yet; whether there were any.
+fn seize_new(pid: i32, held: &mut Vec<Held>) -> Result<bool, Lost> {
+    let mut new = false;
+    for task in process::tasks(pid) {
+        let tid = task.tid;
+        if !task.is_stoppable() || held.iter().any(|thread| thread.tid == tid) {
+            continue;
+        }
+        match ptrace::seize(tid, 0).and_then(|()| ptrace::interrupt(tid)) {
+            Ok(()) => {
+                new = true;
+                held.push(Held {
+                    tid,
+                    stopped: false,
+                    signal: 0,
+                });
+            }
+            Err(libc::ESRCH) => {}
+            // A thread that is ending is refused in the same way as one that is not ours to trace.
+            Err(libc::EPERM | libc::EACCES) if process::is_ending(pid, tid) => {}
+            Err(libc::EPERM | libc::EACCES) => return Err(Lost::Denied),
+            Err(other) => return Err(Lost::Ptrace(other)),
+        }
+    }
+    Ok(new)
+}

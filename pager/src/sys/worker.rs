@@ -1,0 +1,85 @@
+//! A thread for one piece of tracing, and the agreement with the caller who waits for it for a limited time.
+//!
+//! Only the end of the tracing thread lets go of a thread that does not stop, so each piece of tracing gets
+//! a thread that ends with it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+/// How long a caller waits on for work that it has abandoned: until it is undone, as a rule.
+const UNDO_PATIENCE: Duration = Duration::from_millis(500);
+const STACK_BYTES: usize = 256 * 1024;
+
+/// The agreement between a caller with a time limit and the thread that works for it: either the work
+/// counts, or its traces are removed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Agreement(Arc<AtomicU8>);
+
+const OPEN: u8 = 0;
+const COMMITTED: u8 = 1;
+const ABANDONED: u8 = 2;
+
+impl Agreement {
+    /// The work is done. False: the caller has left.
+    pub(super) fn commit(&self) -> bool {
+        self.settle(COMMITTED)
+    }
+
+    /// Whether the caller has left.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.0.load(Ordering::Acquire) == ABANDONED
+    }
+
+    fn settle(&self, to: u8) -> bool {
+        self.0
+            .compare_exchange(OPEN, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoAnswer {
+    /// The time was up; what was begun is undone when it can be.
+    TimeUp,
+    /// No thread could be started, with the errno.
+    NoThread(i32),
+}
+
+/// Runs `job` on a thread of its own and waits for it no longer than `patience` and some. A job that
+/// commits in time is always waited for.
+pub(super) fn on_a_worker<T: Send + 'static>(
+    patience: Duration,
+    job: impl FnOnce(&Agreement) -> T + Send + 'static,
+) -> Result<T, NoAnswer> {
+    let agreement = Agreement::default();
+    let (answer, answers) = sync_channel(1);
+    let theirs = agreement.clone();
+    let started = std::thread::Builder::new()
+        .name("holo-tracer".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            let result = job(&theirs);
+            // A caller that has left does not want it.
+            let _ = answer.send(result);
+        });
+    let worker = match started {
+        Ok(worker) => worker,
+        Err(e) => return Err(NoAnswer::NoThread(e.raw_os_error().unwrap_or(0))),
+    };
+    let result = match answers.recv_timeout(patience) {
+        Ok(result) => Some(result),
+        Err(_) if agreement.settle(ABANDONED) => answers.recv_timeout(UNDO_PATIENCE).ok(),
+        Err(_) => answers.recv().ok(),
+    };
+    match result {
+        Some(result) => {
+            // Its end lets go of a thread that did not stop: the answer holds from then on.
+            let _ = worker.join();
+            Ok(result)
+        }
+        None => Err(NoAnswer::TimeUp),
+    }
+}

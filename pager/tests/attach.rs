@@ -1,0 +1,74 @@
+//! Taking hold of real processes: what they notice of it (nothing), and what is refused (with its reason).
+
+#[path = "attach/support.rs"]
+mod support;
+
+use holo_pager::sys::attach::{advise_self, drop_keeper, make_ring, quiesce, take_hold};
+use support::{Target, print_distribution};
+
+/// Rounds of everything on one busy program.
+fn rounds() -> usize {
+    std::env::var("HOLO_ATTACH_ROUNDS").map_or(25, |n| n.parse().unwrap())
+}
+
+/// Takes hold of a busy program and lets go, again and again; it must notice nothing.
+fn unnoticed(kinds: &[&str], rounds: usize) {
+    let target = Target::busy(kinds);
+    let pid = target.pid;
+    let descriptors = target.descriptors();
+    let (mut holds, mut rings, mut stops) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        let hold = take_hold(pid).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        holds.push(hold.stop_us);
+        if round % 4 == 1 {
+            rings.push(make_ring(pid, 8).unwrap().stop_us);
+        }
+        if round % 4 == 2 {
+            advise_self(pid, &[], libc::MADV_DONTNEED).unwrap();
+        }
+        if round % 4 == 3 {
+            stops.push(quiesce(pid).unwrap());
+        }
+        drop_keeper(pid, hold.keeper_fd).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    target.wait_until("the rings' threads end", |t| t.descriptors() == descriptors);
+    print_distribution(&format!("take_hold {kinds:?}"), &mut holds);
+    print_distribution("  make_ring", &mut rings);
+    print_distribution("  quiesce", &mut stops);
+    let (lines, success) = target.finish();
+    assert!(
+        success && lines.last().unwrap().starts_with("ok"),
+        "{lines:#?}"
+    );
+}
+
+macro_rules! unnoticed {
+    ($($kind:ident)*) => {$(
+        mod $kind {
+            #[test]
+            fn is_unnoticed() {
+                super::unnoticed(&[stringify!($kind); 3], super::rounds());
+            }
+        }
+    )*};
+}
+
+// One program for each kind of call: the stopped thread is then surely in one.
+unnoticed!(nanosleep clock_abs read recv_timeout poll ppoll select futex_timeout futex epoll epoll_pwait2
+    sigsuspend pause sigtimedwait semtimedop msgrcv fpu getpid);
+
+#[test]
+fn a_program_of_eight_threads_notices_nothing() {
+    let kinds = [
+        "epoll",
+        "nanosleep",
+        "sigsuspend",
+        "read",
+        "fpu",
+        "ppoll",
+        "futex_timeout",
+        "semtimedop",
+    ];
+    unnoticed(&kinds, 8 * rounds());
+}
