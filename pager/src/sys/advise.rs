@@ -146,3 +146,6 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     // SAFETY: the kernel just made this descriptor for us; nobody else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+#[cfg(test)]
+mod tests;

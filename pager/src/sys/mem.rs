@@ -92,3 +92,6 @@ impl AsFd for TargetMem {
         self.0.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

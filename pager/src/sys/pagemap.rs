@@ -240,6 +240,11 @@ impl Pagemap {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
                     self.scan_works.store(false, Ordering::Relaxed);
                 }
+                Ok((0, walked_to)) => {
+                    // It walks an address space that is gone as if nothing were there; reading does not.
+                    self.look_range(range, &mut [0])?;
+                    return Ok((0, walked_to));
+                }
                 result => return result,
             }
         }
@@ -368,3 +373,6 @@ fn learn_zero_frame() -> Option<u64> {
     let frame = raw[0] & FRAME_MASK;
     (Entry(raw[0]).present() && frame != 0).then_some(frame)
 }
+
+#[cfg(test)]
+mod tests;

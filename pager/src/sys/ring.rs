@@ -359,3 +359,6 @@ struct Words<'a> {
     cq_tail: &'a AtomicU32,
     cqes: &'a [AtomicU64],
 }
+
+#[cfg(test)]
+mod tests;

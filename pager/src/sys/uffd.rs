@@ -429,3 +429,6 @@ impl Event {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@ use std::fmt::Write as _;
 
 use proptest::prelude::*;
 
+use super::super::testing::Target;
 use super::*;
 
 /// A name as a process can make the kernel print it: paths with any byte but newline and NUL (the kernel
@@ -155,33 +156,42 @@ proptest! {
 }
 
 #[test]
-fn own_maps_and_smaps_agree() {
-    let pid = i32::try_from(std::process::id()).unwrap();
-    let mut text = Vec::new();
-    ProcMaps::open_smaps(pid)
+fn maps_and_smaps_of_a_process_agree() {
+    let mut target = Target::start();
+    let range = target.map(16);
+    target.fill(AddrRange::new(range.start.0, range.start.0 + 4 * 4096), 1);
+    let uffd = target.uffd();
+    uffd.register(range).unwrap();
+    let other = target.map(16);
+    assert_eq!(target.madvise(other, libc::MADV_WIPEONFORK), 0);
+    let (mut long, mut short) = (Vec::new(), Vec::new());
+    ProcMaps::open_smaps(target.pid)
         .unwrap()
-        .read_into(&mut text)
+        .read_into(&mut long)
         .unwrap();
-    let details: Vec<_> = smaps(&text).collect();
+    let maps = ProcMaps::open(target.pid).unwrap();
+    maps.read_into(&mut short).unwrap();
+    let details: Vec<_> = smaps(&long).collect();
     assert!(details.len() > 10, "{}", details.len());
-    assert!(
-        details
-            .windows(2)
-            .all(|pair| { pair[0].mapping.range.end <= pair[1].mapping.range.start })
-    );
-    let stack = details
-        .iter()
-        .find(|d| d.mapping.name == MapName::Stack)
-        .unwrap();
-    assert!(stack.flags.has(VmFlags::GROWS_DOWN));
-    assert!(stack.rss_bytes > 0 && stack.anonymous_bytes <= stack.rss_bytes);
+    let plain: Vec<_> = mappings(&short).collect();
+    assert!(details.iter().map(|d| d.mapping).eq(plain));
+    let at = |range: AddrRange| *details.iter().find(|d| d.mapping.range == range).unwrap();
+    let served = VmFlags::UFFD_MISSING.with(VmFlags::UFFD_WP);
+    let first = at(range);
+    assert!(first.flags.has(served) && !first.flags.has(VmFlags::WIPE_ON_FORK));
+    assert!(first.mapping.is_private_anonymous() && first.mapping.write && !first.mapping.exec);
+    assert_eq!((first.rss_bytes, first.anonymous_bytes), (16384, 16384));
+    let second = at(other);
+    assert!(!second.flags.has(served) && second.flags.has(VmFlags::WIPE_ON_FORK));
+    assert_eq!(second.rss_bytes, 0);
+    let named = |name| details.iter().find(|d| d.mapping.name == name);
+    let stack = named(MapName::Stack).unwrap();
+    assert!(stack.flags.has(VmFlags::GROWS_DOWN) && stack.rss_bytes > 0);
     assert!(!stack.mapping.is_private_anonymous());
-    let here = (&raw const text).addr() as u64;
-    let mut short = Vec::new();
-    ProcMaps::open(pid).unwrap().read_into(&mut short).unwrap();
-    let own = mappings(&short).find(|m| m.range.contains(holo_proto::Addr(here)));
-    assert!(own.is_some_and(|m| m.read && m.write && !m.shared && m.inode == 0));
-    assert!(mappings(&short).any(|m| m.name == MapName::Vdso && m.exec));
+    assert!(named(MapName::Vdso).is_some_and(|d| d.mapping.exec));
+    target.end();
+    maps.read_into(&mut short).unwrap();
+    assert!(short.is_empty());
 }
 
 #[test]
