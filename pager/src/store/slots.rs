@@ -22,7 +22,8 @@
 
 use super::api::StoreError;
 use super::arena::Arena;
-use super::classes::{CLASSES, Class, Layout, SEGMENT_BYTES};
+use super::blob::array;
+use super::classes::{CLASSES, Class, SEGMENT_BYTES};
 use super::location::{ADDRESSABLE_BYTES, Place};
 
 const WORD_BYTES: usize = 8;
@@ -262,17 +263,8 @@ impl Slots {
     }
 
     fn open(&mut self, arena: &mut impl Arena, id: SegmentId, class: Class) {
-        let Layout {
-            slots,
-            bitmap_bytes,
-            ..
-        } = class.layout();
-        let bitmap = arena.bytes_mut(id.start(), bitmap_bytes as usize);
-        bitmap.fill(0);
-        // Bits without a slot are set, so that a search never finds them.
-        for bit in slots..bitmap_bytes * 8 {
-            bitmap[(bit / 8) as usize] |= 1 << (bit % 8);
-        }
+        let bitmap_bytes = class.layout().bitmap_bytes as usize;
+        arena.bytes_mut(id.start(), bitmap_bytes).fill(0);
         self.segments[id.0 as usize] = Segment::InUse(InUse {
             class,
             taken: 0,
@@ -340,6 +332,8 @@ fn within(place: Place) -> u32 {
     (place.0 % SEGMENT_BYTES) as u32
 }
 
+/// The first free slot. A segment in a ring has one, so that the bits behind the last slot's, which are
+/// clear as well, are never reached.
 fn free_slot(arena: &impl Arena, id: SegmentId, segment: &InUse) -> Option<u32> {
     let bitmap = arena.bytes(id.start(), segment.class.layout().bitmap_bytes as usize);
     let words = bitmap.chunks_exact(WORD_BYTES);
@@ -347,7 +341,7 @@ fn free_slot(arena: &impl Arena, id: SegmentId, segment: &InUse) -> Option<u32> 
         .zip(words)
         .skip(segment.first_word as usize)
         .find_map(|(i, word)| {
-            let taken = u64::from_le_bytes(super::blob::array(word));
+            let taken = u64::from_le_bytes(array(word));
             (taken != u64::MAX).then(|| i * WORD_BITS + taken.trailing_ones())
         })
 }
@@ -360,4 +354,92 @@ fn write_bit(arena: &mut impl Arena, id: SegmentId, slot: u32, taken: bool) {
     let byte = &mut arena.bytes_mut(id.start() + u64::from(slot / 8), 1)[0];
     let bit = 1 << (slot % 8);
     *byte = if taken { *byte | bit } else { *byte & !bit };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::arena::HeapArena;
+    use crate::store::tests::content::noise;
+
+    /// Everything that must hold of the rings, the bitmaps and the counts.
+    fn audit(slots: &Slots, arena: &HeapArena, taken: &[Slot]) {
+        let mut in_rings = vec![0; slots.segments.len()];
+        for (class, ring) in slots.rings.iter().enumerate() {
+            let Some(head) = *ring else { continue };
+            let mut id = head;
+            loop {
+                let segment = slots.in_use(id).expect("rings hold segments in use");
+                assert_eq!(segment.class.index(), class);
+                assert!(!segment.is_full());
+                assert_eq!(slots.in_use(segment.next).unwrap().previous, id);
+                in_rings[id.0 as usize] += 1;
+                assert_eq!(
+                    in_rings[id.0 as usize], 1,
+                    "the ring comes back to its head"
+                );
+                id = segment.next;
+                if id == head {
+                    break;
+                }
+            }
+        }
+        let mut held = 0;
+        for (id, in_rings) in (0..).map(SegmentId).zip(in_rings) {
+            let Some(segment) = slots.in_use(id) else {
+                assert_eq!(in_rings, 0);
+                continue;
+            };
+            held += 1;
+            assert_eq!(in_rings == 1, !segment.is_full());
+            let within = taken.iter().filter(|s| segment_of(s.place) == id);
+            assert_eq!(within.count(), segment.taken as usize);
+            let layout = segment.class.layout();
+            let bits = (0..layout.slots).filter(|&slot| read_bit(arena, id, slot));
+            assert_eq!(bits.count(), segment.taken as usize);
+        }
+        assert_eq!(slots.held, held);
+        let free = slots.segments.len() as u64 - 1 - held;
+        assert_eq!(slots.free.len() as u64, free);
+    }
+
+    #[test]
+    fn rings_bitmaps_and_counts_agree_through_any_history() {
+        for seed in 0..8 {
+            let mut arena = HeapArena::new(8 << 20);
+            let mut slots = Slots::new(&arena, 7 << 20);
+            slots.finish(&mut arena);
+            let mut taken: Vec<Slot> = Vec::new();
+            let mut dice = noise(seed).map(usize::from);
+            let mut full = 0;
+            for step in 0..2000 {
+                let mut roll = || dice.next().unwrap() << 8 | dice.next().unwrap();
+                // Fills, then drains, then fills again; large slots, so that segments fill up.
+                if roll() % 8 < [6, 2][step / 500 % 2] {
+                    let bytes = [66_000, 66_000, 30_000, 20_000][roll() % 4];
+                    match slots.allocate(&mut arena, bytes) {
+                        Ok(slot) => {
+                            assert!(slot.class.layout().slot_bytes as usize >= bytes);
+                            assert!(!taken.contains(&slot));
+                            taken.push(slot);
+                        }
+                        Err(_) => full += 1,
+                    }
+                } else if !taken.is_empty() {
+                    let slot = taken.swap_remove(roll() % taken.len());
+                    assert_eq!(slots.find(&arena, slot.place), Ok(slot));
+                    slots.free(&mut arena, slot.place);
+                    let gone = Err(StoreError::NoSuchLocation);
+                    assert_eq!(slots.find(&arena, slot.place), gone);
+                }
+                audit(&slots, &arena, &taken);
+            }
+            assert!(full > 0, "it was full at times");
+            for slot in taken.drain(..) {
+                slots.free(&mut arena, slot.place);
+            }
+            audit(&slots, &arena, &taken);
+            assert_eq!(slots.held_bytes(), 0);
+        }
+    }
 }

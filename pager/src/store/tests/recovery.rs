@@ -156,3 +156,15 @@ fn a_smaller_limit_keeps_what_is_there_and_takes_no_more() {
         Err(StoreError::Full)
     );
 }
+
+#[test]
+fn a_lost_ceiling_does_not_give_a_serial_number_twice() {
+    let (store, map) = three_blobs();
+    let mut arena = store.into_arena();
+    arena.bytes_mut(32, 8).fill(0);
+    let mut store = EmbeddedStore::recover(arena, LIMIT, map.locations()).unwrap();
+    let new = store.put_now(&page_of(&[Content::Noise(9)]), SubpageMask::ALL);
+    let new = Reference::of(new.unwrap()[0].unwrap()).unwrap();
+    let tags = map.locations().map(|l| Reference::of(l).unwrap().tag);
+    assert!(tags.max() < Some(new.tag));
+}

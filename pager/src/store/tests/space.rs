@@ -82,6 +82,32 @@ fn a_full_store_says_so_and_goes_on() {
 }
 
 #[test]
+fn single_slots_of_a_full_segment_are_found_again() {
+    let mut store = EmbeddedStore::create(HeapArena::new(2 << 20), MIB);
+    let mut map = Map::default();
+    let mut next = 1..;
+    let mut put = |store: &mut _, map: &mut Map| {
+        let content = Content::Filled(next.next().unwrap());
+        map.put(store, &[content], SubpageMask::ALL)
+    };
+    while put(&mut store, &mut map).is_ok() {}
+    let slots = map.len();
+    assert_eq!(slots, (1 << 20) / 64 - 32);
+    // From the last to the first, alone and in pairs.
+    for i in [slots - 1, 9000, 64, 63, 1, 0] {
+        store.release(map.remove(i));
+        assert_eq!(put(&mut store, &mut map), Ok(()));
+        assert_eq!(put(&mut store, &mut map), Err(StoreError::Full));
+    }
+    store.release(map.remove(12_345));
+    store.release(map.remove(123));
+    assert_eq!(put(&mut store, &mut map), Ok(()));
+    assert_eq!(put(&mut store, &mut map), Ok(()));
+    assert_eq!(put(&mut store, &mut map), Err(StoreError::Full));
+    map.check(&mut store);
+}
+
+#[test]
 fn the_capacity_bounds_a_store_whose_limit_is_larger() {
     let mut store = EmbeddedStore::create(HeapArena::new((3 << 20) + 4096), u64::MAX);
     let page = page_of(&noisy(1));
