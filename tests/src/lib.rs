@@ -1,1 +1,3 @@
 //! holo's test tools.
+
+pub mod torture;

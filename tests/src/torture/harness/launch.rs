@@ -1,0 +1,484 @@
+//! One command of a case: started bare or under `holo-exec`, watched to its end, and judged.
+
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use holo_proto::Report;
+
+use super::family::{Family, TOKEN_VARIABLE};
+use super::process::Process;
+use super::suite::Run;
+use super::verdict::{self, Expected};
+use super::{LEFTOVER_GRACE, LOOK_EVERY, dump};
+
+/// Time between two refreshes of the list of a case's processes.
+const FAMILY_EVERY: Duration = Duration::from_millis(100);
+
+/// How long killed processes may take to go.
+const KILL_GRACE: Duration = Duration::from_secs(10);
+
+/// Bytes of standard error that an error message quotes.
+const STDERR_QUOTED_MAX: usize = 2000;
+
+/// What to start, and what must come of it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Program and arguments.
+    pub command: Vec<OsString>,
+    /// Peak of private memory in a bare run, MiB, as `--measure` gave it; the budget is a quarter.
+    pub bare_peak_mib: u64,
+    /// Time from start to end, after which the run counts as hung.
+    pub deadline: Duration,
+    /// A command that runs `holo-exec` as its arguments.
+    pub wrapper: Vec<OsString>,
+    /// Variables added to the environment.
+    pub environment: Vec<(&'static str, OsString)>,
+    /// Standard input is a pipe that [`Running::say`] writes to; otherwise it is empty.
+    pub talk: bool,
+    /// Pause between two reads of standard error.
+    pub stderr_pause: Duration,
+    /// The report must show pages that left and came back.
+    pub pressure: bool,
+    /// Exit code that the command must have.
+    pub exit_code: i32,
+}
+
+impl Plan {
+    /// A plan for a command that ends with 0, under pressure, within the deadline.
+    pub fn new<A: Into<OsString>>(
+        command: impl IntoIterator<Item = A>,
+        bare_peak_mib: u64,
+        deadline: Duration,
+    ) -> Self {
+        Self {
+            command: command.into_iter().map(Into::into).collect(),
+            bare_peak_mib,
+            deadline,
+            wrapper: Vec::new(),
+            environment: Vec::new(),
+            talk: false,
+            stderr_pause: Duration::ZERO,
+            pressure: true,
+            exit_code: 0,
+        }
+    }
+
+    /// The budget: a quarter of the bare peak.
+    #[must_use]
+    pub fn budget_kib(&self) -> u64 {
+        self.bare_peak_mib * 1024 / 4
+    }
+
+    /// Starts the command, under holo unless the suite runs bare.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(self, run: &Run<'_>) -> Result<Running> {
+        let number = run.next_number();
+        let report = run.scratch.join(format!("report-{number}.json"));
+        let token = format!("{}-{}-{number}", std::process::id(), run.name);
+        let mut line = self.wrapper.clone();
+        if let Some(binaries) = run.binaries {
+            line.push(binaries.exec.clone().into());
+            line.push("--local-memory".into());
+            line.push(format!("{}K", self.budget_kib()).into());
+            line.push("--report".into());
+            line.push(report.clone().into());
+            line.extend(["--quiet".into(), "--".into()]);
+        }
+        line.extend(self.command.iter().cloned());
+        let (program, arguments) = line.split_first().context("an empty command")?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env(TOKEN_VARIABLE, &token)
+            .env("TORTURE_DIR", &run.scratch)
+            .current_dir(&run.scratch)
+            .stdin(if self.talk {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        let family = Family::new(token);
+        let started = Instant::now();
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("starting {}", program.to_string_lossy()))?;
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let errors = Arc::new(Mutex::new(Vec::new()));
+        let stdout = child.stdout.take().context("no pipe of standard output")?;
+        let stderr = child.stderr.take().context("no pipe of standard error")?;
+        let readers = vec![
+            thread::spawn({
+                let lines = Arc::clone(&lines);
+                move || read_lines(stdout, &lines)
+            }),
+            thread::spawn({
+                let (errors, pause) = (Arc::clone(&errors), self.stderr_pause);
+                move || read_slowly(stderr, pause, &errors)
+            }),
+        ];
+        let stdin = child.stdin.take();
+        let mut running = Running {
+            due: started + self.deadline,
+            plan: self,
+            holo: run.binaries.is_some(),
+            measure: run.options.measure,
+            report,
+            child,
+            stdin,
+            family,
+            looked: started,
+            status: None,
+            lines,
+            errors,
+            readers,
+            peak_kib: 0,
+            finished: false,
+        };
+        running.look();
+        Ok(running)
+    }
+}
+
+fn read_lines(pipe: impl Read, lines: &Mutex<Vec<String>>) {
+    for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(line);
+    }
+}
+
+fn read_slowly(mut pipe: impl Read, pause: Duration, bytes: &Mutex<Vec<u8>>) {
+    let mut piece = [0; 4096];
+    while let Ok(count) = pipe.read(&mut piece) {
+        if count == 0 {
+            return;
+        }
+        bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(&piece[..count]);
+        thread::sleep(pause);
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct End {
+    /// What it said on standard output.
+    pub lines: Vec<String>,
+    /// What came on standard error.
+    pub stderr: Vec<u8>,
+    /// The report; none in a bare run.
+    pub report: Option<Report>,
+}
+
+impl End {
+    /// The value of a `# name=value` statement.
+    ///
+    /// # Errors
+    /// The command has not made it.
+    pub fn statement(&self, name: &str) -> Result<u64> {
+        statement(&self.lines, name).with_context(|| format!("the program did not state {name}"))
+    }
+}
+
+fn statement(lines: &[String], name: &str) -> Option<u64> {
+    lines.iter().find_map(|line| {
+        line.strip_prefix("# ")?
+            .strip_prefix(name)?
+            .strip_prefix('=')?
+            .parse()
+            .ok()
+    })
+}
+
+/// A command under way. Dropped before its end, it and all that it started are killed.
+#[derive(Debug)]
+pub struct Running {
+    plan: Plan,
+    holo: bool,
+    measure: bool,
+    report: PathBuf,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    family: Family,
+    due: Instant,
+    looked: Instant,
+    status: Option<ExitStatus>,
+    lines: Arc<Mutex<Vec<String>>>,
+    errors: Arc<Mutex<Vec<u8>>>,
+    readers: Vec<JoinHandle<()>>,
+    peak_kib: u64,
+    finished: bool,
+}
+
+impl Running {
+    /// The processes of this command.
+    pub fn family(&mut self) -> &mut Family {
+        &mut self.family
+    }
+
+    /// The process that was started: the command itself when bare, `holo-exec` otherwise.
+    #[must_use]
+    pub fn first(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The processes that execute the plan's program.
+    pub fn targets(&mut self) -> Vec<Process> {
+        let program = PathBuf::from(&self.plan.command[0]);
+        self.family.running(&program)
+    }
+
+    /// Waits for the first process that executes the plan's program.
+    ///
+    /// # Errors
+    /// There is none in time.
+    pub fn target(&mut self) -> Result<Process> {
+        loop {
+            if let Some(target) = self.targets().first() {
+                return Ok(*target);
+            }
+            if !self.goes_on()? {
+                bail!("the program ended before it was seen");
+            }
+        }
+    }
+
+    /// Pauses a moment; false when the command has ended.
+    ///
+    /// # Errors
+    /// The deadline has passed: everything is dumped, then killed.
+    pub fn goes_on(&mut self) -> Result<bool> {
+        self.goes_on_for(LOOK_EVERY)
+    }
+
+    /// Pauses so long, or until the command has ended: then false.
+    ///
+    /// # Errors
+    /// The deadline has passed: everything is dumped, then killed.
+    pub fn goes_on_for(&mut self, pause: Duration) -> Result<bool> {
+        let until = Instant::now() + pause;
+        loop {
+            if self.ended()? {
+                return Ok(false);
+            }
+            let now = Instant::now();
+            if now >= until {
+                return Ok(true);
+            }
+            if now >= self.due {
+                return Err(self.hung("the deadline has passed"));
+            }
+            thread::sleep(LOOK_EVERY.min(until - now));
+            if self.looked.elapsed() >= FAMILY_EVERY {
+                self.look();
+            }
+        }
+    }
+
+    fn ended(&mut self) -> Result<bool> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().context("waiting for the command")?;
+        }
+        Ok(self.status.is_some())
+    }
+
+    fn look(&mut self) {
+        self.looked = Instant::now();
+        let members = self.family.members();
+        if self.measure {
+            let sum = members
+                .iter()
+                .filter_map(|stat| stat.process.kib("smaps_rollup", "Pss_Anon").ok())
+                .sum();
+            self.peak_kib = self.peak_kib.max(sum);
+        }
+    }
+
+    fn hung(&mut self, why: &str) -> anyhow::Error {
+        dump::threads(&mut self.family, why);
+        self.kill_all();
+        anyhow::anyhow!("hung")
+    }
+
+    fn kill_all(&mut self) {
+        self.finished = true;
+        let until = Instant::now() + KILL_GRACE;
+        loop {
+            let members = self.family.members();
+            for member in &members {
+                // A process that cannot be signalled is seen again in the next turn.
+                let _ = member.process.signal("KILL");
+            }
+            let reaped = self.ended().unwrap_or(true);
+            if members.is_empty() && reaped {
+                return;
+            }
+            if Instant::now() >= until {
+                dump::threads(&mut self.family, "these did not die of SIGKILL");
+                return;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Waits for a line on standard output.
+    ///
+    /// # Errors
+    /// The command ends, or the deadline passes, without it.
+    pub fn wait_for(&mut self, line: &str) -> Result<()> {
+        loop {
+            let last = self.ended()?;
+            if self.lines().iter().any(|seen| seen == line) {
+                return Ok(());
+            }
+            ensure!(
+                !last,
+                "ended before it said {line:?}: {}",
+                self.stderr_end()
+            );
+            self.goes_on()?;
+        }
+    }
+
+    /// Writes a line to the command's standard input.
+    ///
+    /// # Errors
+    /// The plan does not talk, or the command does not listen any more.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        let stdin = self
+            .stdin
+            .as_mut()
+            .context("this plan has no standard input")?;
+        writeln!(stdin, "{line}").context("writing to the command")?;
+        stdin.flush().context("writing to the command")
+    }
+
+    /// What the command has said so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn stderr_end(&self) -> String {
+        let bytes = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = bytes.len().saturating_sub(STDERR_QUOTED_MAX);
+        String::from_utf8_lossy(&bytes[from..])
+            .trim()
+            .replace('\n', " | ")
+    }
+
+    /// Waits for the command, for the end of its output and for the last of its processes.
+    ///
+    /// # Errors
+    /// It hung, or left a process behind.
+    pub fn wait(&mut self) -> Result<i32> {
+        drop(self.stdin.take());
+        while self.goes_on()? {}
+        // The first process may have gone before others that still work.
+        while !self.readers.iter().all(JoinHandle::is_finished) {
+            if Instant::now() >= self.due {
+                return Err(self.hung("the command has ended, but its output stays open"));
+            }
+            self.look();
+            thread::sleep(LOOK_EVERY);
+        }
+        let until = Instant::now() + LEFTOVER_GRACE;
+        while let Some(left) = self.family.members().into_iter().next() {
+            if Instant::now() >= until {
+                dump::threads(&mut self.family, "left over");
+                self.kill_all();
+                bail!("left process {} ({}) behind", left.process.pid, left.name);
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        self.finished = true;
+        let status = self.status.context("no exit status")?;
+        Ok(status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+    }
+
+    /// Waits for the end and judges exit code and report, with at least so many take-overs.
+    ///
+    /// # Errors
+    /// Whatever was not as planned.
+    pub fn finish_with(mut self, takeovers_min: u64) -> Result<End> {
+        let code = self.wait()?;
+        let end = End {
+            lines: self.lines(),
+            stderr: self.take_stderr(),
+            report: None,
+        };
+        for line in end.lines.iter().filter(|line| line.starts_with("# ")) {
+            super::suite::print_line(line);
+        }
+        if self.measure {
+            super::suite::print_line(&format!(
+                "# bare_peak_mib={} (planned with {})",
+                self.peak_kib.div_ceil(1024),
+                self.plan.bare_peak_mib
+            ));
+        }
+        if code != self.plan.exit_code {
+            let quoted = String::from_utf8_lossy(
+                &end.stderr[end.stderr.len().saturating_sub(STDERR_QUOTED_MAX)..],
+            )
+            .trim()
+            .replace('\n', " | ");
+            bail!("exit code {code}, want {}: {quoted}", self.plan.exit_code);
+        }
+        let report = if self.holo {
+            Some(verdict::check(
+                &self.report,
+                Expected {
+                    local_memory_bytes: self.plan.budget_kib() * 1024,
+                    exit_code: Some(self.plan.exit_code),
+                    pressure: self.plan.pressure,
+                    takeovers_min,
+                },
+            )?)
+        } else {
+            None
+        };
+        Ok(End { report, ..end })
+    }
+
+    /// [`Running::finish_with`] without take-overs.
+    ///
+    /// # Errors
+    /// Whatever was not as planned.
+    pub fn finish(self) -> Result<End> {
+        self.finish_with(0)
+    }
+
+    fn take_stderr(&self) -> Vec<u8> {
+        std::mem::take(&mut self.errors.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.kill_all();
+        }
+    }
+}
