@@ -25,8 +25,8 @@ pub trait Arena {
 
     /// Frees the memory behind `offset..offset + len`, which reads as zero from then on.
     ///
-    /// Both are multiples of 1 MiB. Called by a put's or release's thread: at most 1 MiB at a time, except
-    /// while a store is made or recovered.
+    /// Both are multiples of 1 MiB. A release asks for 1 MiB at most; more at once is asked for only while a
+    /// store is made or recovered.
     ///
     /// # Panics
     /// When the range is not inside the capacity.
