@@ -1,3 +1,10 @@
-//! holo's test tools.
+//! holo's test tools: the runner of all suites, and what suites share.
+//!
+//! A suite that `tests/manifest.toml` lists is started by [`runner`]; [`session`] is what it is told then,
+//! and [`watchdog`] guards its single tests.
 
-pub mod torture;
+pub mod procs;
+pub mod runner;
+pub mod session;
+mod sys;
+pub mod watchdog;

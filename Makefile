@@ -1,0 +1,46 @@
+# What can be done with holo. Every target first makes sure that the machine has what it needs.
+#
+#   make demo             an unmodified program at a quarter of its memory, and what happened
+#   make test             every suite, at most half an hour after the build
+#   make test-fast        the fast suites, at most five minutes after the build
+#   make soak MINUTES=n   the soak suites in turn for n minutes
+#   make lint             formatting, lints, documentation
+#   make bench            the figures of docs/benchmarks.md
+#
+# One suite, one case, the seed of a failure (the runner prints the line to type):
+#   make test SUITE=name CASE=name HOLO_SEED=n
+
+CARGO ?= cargo
+MINUTES ?= 60
+
+RUNNER := $(CARGO) run --quiet --release --package holo-tests --bin holo-test --
+CHOICE := $(foreach suite,$(SUITE),--suite $(suite)) $(if $(CASE),--case '$(CASE)')
+
+.PHONY: setup build demo test test-fast soak lint bench
+
+setup:
+	@scripts/setup
+
+build: setup
+	@$(RUNNER) build
+
+demo: setup
+	@$(CARGO) build --release --workspace --bins
+	@if [ -x scripts/demo ]; then scripts/demo; \
+	else echo 'make demo: there is no demonstration yet (no scripts/demo)' >&2; exit 1; fi
+
+test: setup
+	@$(RUNNER) run --tier full $(CHOICE)
+
+test-fast: setup
+	@$(RUNNER) run --tier fast $(CHOICE)
+
+soak: setup
+	@$(RUNNER) soak --minutes $(MINUTES) $(if $(ROUNDS),--rounds $(ROUNDS)) $(CHOICE)
+
+lint: setup
+	@scripts/lint
+
+bench: setup
+	@if [ -x scripts/bench ]; then scripts/bench; \
+	else echo 'make bench: there are no benchmarks yet (no scripts/bench)' >&2; exit 1; fi

@@ -1,0 +1,105 @@
+//! The guard of single tests: what it says, what it ends, and that it does nothing in time.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests: they are to fail where it does"
+)]
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
+
+use holo_tests::watchdog::Watchdog;
+
+/// Set in the process in which a guard is to expire: a second run of one of these tests.
+const ROLE: &str = "HOLO_TEST_WATCHDOG_ROLE";
+
+/// Runs one of these tests again, in the role in which it hangs.
+fn run_in_role(test: &str) -> Output {
+    let own = std::env::current_exe().unwrap();
+    Command::new(own)
+        .args(["--exact", test, "--nocapture"])
+        .env(ROLE, test)
+        .output()
+        .unwrap()
+}
+
+fn has_role(test: &str) -> bool {
+    std::env::var(ROLE).is_ok_and(|role| role == test)
+}
+
+fn is_alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// The word after `marker` in what the role printed.
+fn noted<'a>(text: &'a str, marker: &str) -> &'a str {
+    let (_, rest) = text
+        .split_once(marker)
+        .unwrap_or_else(|| panic!("no \"{marker}\" in\n{text}"));
+    rest.split_ascii_whitespace()
+        .next()
+        .expect("a word after the marker")
+}
+
+#[test]
+fn expired_guard_describes_then_kills_and_aborts() {
+    const NAME: &str = "expired_guard_describes_then_kills_and_aborts";
+    if has_role(NAME) {
+        let _guard = Watchdog::guard("the role", Duration::from_secs(1));
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        eprintln!("started {}", child.id());
+        child.wait().unwrap();
+        return;
+    }
+    let output = run_in_role(NAME);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(6), "{text}");
+    for part in [
+        "watchdog: the role is not done after 1s",
+        "(sleep) state S",
+        "nanosleep",
+        "do_wait",
+    ] {
+        assert!(text.contains(part), "nothing about \"{part}\" in\n{text}");
+    }
+    assert!(!is_alive(noted(&text, "started ")));
+}
+
+#[test]
+fn expired_guard_ends_orphans_too() {
+    const NAME: &str = "expired_guard_ends_orphans_too";
+    if has_role(NAME) {
+        let _guard = Watchdog::guard("the role", Duration::from_secs(3));
+        // An orphan after two seconds, in a session of its own, without a mark.
+        let script = "setsid env -i /bin/sleep 1000 & echo orphan $! >&2; sleep 2";
+        Command::new("/bin/sh")
+            .args(["-c", script])
+            .status()
+            .unwrap();
+        thread::sleep(Duration::from_secs(1000));
+        return;
+    }
+    let output = run_in_role(NAME);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(6), "{text}");
+    assert!(!is_alive(noted(&text, "orphan ")), "{text}");
+}
+
+#[test]
+fn guard_that_is_dropped_in_time_does_nothing() {
+    const NAME: &str = "guard_that_is_dropped_in_time_does_nothing";
+    if has_role(NAME) {
+        drop(Watchdog::guard("the role", Duration::from_millis(200)));
+        thread::sleep(Duration::from_secs(1));
+        return;
+    }
+    let output = run_in_role(NAME);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
