@@ -16,6 +16,9 @@ const MADV_PAGEOUT: libc::c_int = 21;
 /// Asks the kernel to reclaim the pages of `ranges` that nobody wrote since MADV_FREE and nobody pins;
 /// returns the bytes walked, which says nothing about what went: look at the pagemap.
 ///
+/// A page on a per-CPU list of another CPU stays: the last 31 or so that a FREE marked on its worker's CPU.
+/// Each call first empties the lists of the CPU that it runs on.
+///
 /// Goes in calls of [`RANGES_PER_CALL`]; stops at the first one that walks less than it was given.
 ///
 /// # Errors
@@ -73,6 +76,18 @@ impl PidFd {
         // SAFETY: touches no memory of ours.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         owned(fd).map(Self)
+    }
+
+    /// Its number, to poll: readable when the process has ended.
+    #[must_use]
+    pub fn as_raw_fd(&self) -> RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.0)
+    }
+
+    /// Gives the descriptor out.
+    #[must_use]
+    pub fn into_owned(self) -> OwnedFd {
+        self.0
     }
 
     /// Takes over a pidfd.

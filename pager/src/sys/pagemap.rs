@@ -145,12 +145,16 @@ impl Pagemap {
     /// # Errors
     /// ENOENT without such a process, EACCES without ptrace access to it.
     pub fn open(pid: i32) -> io::Result<Self> {
-        File::open(format!("/proc/{pid}/pagemap")).map(Self::from_file)
+        Ok(Self::from_owned(
+            File::open(format!("/proc/{pid}/pagemap"))?.into(),
+        ))
     }
 
     /// Takes over an open `/proc/PID/pagemap`.
     #[must_use]
     pub fn from_owned(fd: OwnedFd) -> Self {
+        // Learned now, because learning opens a file and a look must not.
+        zero_frame();
         Self::from_file(fd.into())
     }
 

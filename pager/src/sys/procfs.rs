@@ -241,6 +241,7 @@ fn read_at_start(file: &File, out: &mut [u8]) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::Target;
     use super::*;
 
     fn me() -> i32 {
@@ -316,6 +317,24 @@ mod tests {
         assert!(by_parent.unwrap().contains(&id));
         assert!(started.unwrap() >= start_time(me()).unwrap());
         assert!(start_time(id).is_err());
+    }
+
+    #[test]
+    fn a_name_that_looks_like_fields_does_not_confuse() {
+        let mut target = Target::start();
+        let (parent, start) = (
+            parent_of(target.pid).unwrap(),
+            start_time(target.pid).unwrap(),
+        );
+        assert_eq!(parent, me());
+        let range = target.map(1);
+        for (at, byte) in (0..).zip(b") R 1 2 3) 4") {
+            target.poke(range.start.offset(at), *byte);
+        }
+        let name = u64::try_from(libc::PR_SET_NAME).unwrap();
+        target.syscall(libc::SYS_prctl, [name, range.start.0, 0, 0, 0]);
+        assert_eq!(parent_of(target.pid).unwrap(), parent);
+        assert_eq!(start_time(target.pid).unwrap(), start);
     }
 
     #[test]

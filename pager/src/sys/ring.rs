@@ -87,6 +87,11 @@ impl RingParams {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Advice {
     /// MADV_FREE: from now on the kernel may drop a subpage until it is written again.
+    ///
+    /// Does nothing, without saying so, to a subpage that waits on a per-CPU list of another CPU than the
+    /// worker's (up to 31 that were touched, or given back by a PAGEOUT, last on each CPU), and to one that
+    /// a fork shares. No later PAGEOUT makes up for that, a later FREE does: what stayed has to go through the
+    /// whole round again.
     Free,
     /// MADV_DONTNEED: drop at once.
     DontNeed,

@@ -250,7 +250,8 @@ impl Uffd {
             .map_err(|e| progress_or(arg.filled, e))
     }
 
-    /// Makes writes to present subpages of `range` wait for us. Missing ones are skipped.
+    /// Makes writes to present subpages of `range` wait for us. Missing ones are skipped; so are splits and
+    /// holes on Linux 6.18, where earlier kernels stop with an error.
     ///
     /// # Errors
     /// [`UffdError::EdgeOfMapping`] may leave a part protected; [`UffdError::EventsPending`] none.

@@ -60,6 +60,11 @@ fn refusals_have_meanings() {
     );
     // The first range counts, the second one ends it.
     assert_eq!(pageout(&target.pidfd, &[range, beyond, range]), Ok(65536));
+    // So does a whole further call.
+    let mut many = [range; RANGES_PER_CALL + 1];
+    many[RANGES_PER_CALL] = beyond;
+    let first_call = RANGES_PER_CALL as u64 * 65536;
+    assert_eq!(pageout(&target.pidfd, &many), Ok(first_call));
     assert_eq!(
         target.syscall(libc::SYS_mlock, [range.start.0, range.len(), 0, 0, 0]),
         0

@@ -1,4 +1,5 @@
 use super::super::arena::SharedWords;
+use super::super::pagemap::Pagemap;
 use super::super::testing::{Target, next_event, pin_to_cpu, wait_readable, within};
 use super::*;
 use holo_proto::SUBPAGE_BYTES;
@@ -468,4 +469,35 @@ fn a_plain_file_is_no_userfaultfd() {
         Uffd::from_owned(fd).handshake(),
         Err(UffdError::Unexpected(libc::ENOTTY, "UFFDIO_API"))
     );
+}
+
+#[test]
+fn protection_that_says_done_covers_every_page_there_is() {
+    let mut target = Target::start();
+    let uffd = target.uffd();
+    let range = target.map(16);
+    target.fill(range, 1);
+    uffd.register(range).unwrap();
+    let (part, hole, foreign) = (sub(range, 4, 4), sub(range, 8, 2), sub(range, 12, 2));
+    let read_only = libc::PROT_READ as u64;
+    target.syscall(
+        libc::SYS_mprotect,
+        [part.start.0, part.len(), read_only, 0, 0],
+    );
+    target.begin_syscall(libc::SYS_munmap, [hole.start.0, hole.len(), 0, 0, 0]);
+    let _ = next_event(&uffd);
+    assert_eq!(target.finish(), 0);
+    let pagemap = Pagemap::open(target.pid).unwrap();
+    let look = || pagemap.look_page(range.start.page()).unwrap();
+    // Kernels differ: a later one goes over splits and holes, an earlier one stops there and says so.
+    match settled(|| uffd.protect(range)) {
+        Ok(()) => assert_eq!(look().protected, look().present),
+        other => assert_eq!(other, Err(UffdError::EdgeOfMapping)),
+    }
+    assert_eq!(look().present.count(), 14);
+    let _ = uffd.unprotect(range, true);
+    // A mapping that is not served always stops it, with what lies before already done or not.
+    uffd.unregister(foreign).unwrap();
+    assert_eq!(uffd.protect(range), Err(UffdError::EdgeOfMapping));
+    assert!(!look().protected.has(12) && !look().protected.has(15));
 }
