@@ -8,3 +8,5 @@ pub mod runner;
 pub mod session;
 mod sys;
 pub mod watchdog;
+
+pub mod torture;
