@@ -1,1 +1,6 @@
-//! What the two command lines share.
+//! What the two command lines share: sizes, and running a command under the pager.
+
+pub mod args;
+pub mod attach;
+pub mod run;
+pub mod size;

@@ -69,7 +69,7 @@ pub use map::{BLOCK_WORDS, Entry, FrameId, Map, MapError, SPACES, SlotState, VER
 pub use note::{BATCH_PAGES, NOTE_WORDS};
 pub use op::{Advice, HEADS, Heads, Input, Nanos, Next, Op, Outcome, PageLook, Source, StopReason};
 pub use policy::{PageSet, Policy};
-pub use stats::{Histogram, Stats};
+pub use stats::{Histogram, STATS_WORDS, Stats};
 pub use words::Words;
 
 /// Most faults that wait at once; more are woken to come again.
@@ -257,6 +257,11 @@ impl<'m, S: PageStore> Core<'m, S> {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Goes on counting where a predecessor stopped.
+    pub fn set_stats(&mut self, stats: Stats) {
+        self.stats = stats;
     }
 
     /// The map, to read.

@@ -1,5 +1,7 @@
 //! What the core counts, for the report and for tests.
 
+use super::words::{Words, get, set};
+
 /// Counters since the core began. Pages are 64 KiB, subpages 4 KiB.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -39,10 +41,65 @@ pub struct Stats {
     pub latency: Histogram,
 }
 
+macro_rules! scalar_words {
+    ($($field:ident),* $(,)?) => {
+        /// Words of the counters in shared memory.
+        pub const STATS_WORDS: usize = [$(stringify!($field)),*].len() + 514;
+
+        impl Stats {
+            /// Writes all counters where a successor and the reporter read them.
+            pub fn save(&self, words: Words<'_>) {
+                let mut at = 0;
+                $(set(words, at, self.$field); at += 1;)*
+                set(words, at, self.latency.count);
+                set(words, at + 1, self.latency.max_ns);
+                for (i, &n) in self.latency.buckets.iter().enumerate() {
+                    if get(words, at + 2 + i) != n {
+                        set(words, at + 2 + i, n);
+                    }
+                }
+            }
+
+            /// Reads what [`Stats::save`] wrote.
+            #[must_use]
+            pub fn load(words: Words<'_>) -> Self {
+                let mut stats = Self::default();
+                let mut at = 0;
+                $(stats.$field = get(words, at); at += 1;)*
+                stats.latency.count = get(words, at);
+                stats.latency.max_ns = get(words, at + 1);
+                for (i, n) in stats.latency.buckets.iter_mut().enumerate() {
+                    *n = get(words, at + 2 + i);
+                }
+                stats
+            }
+        }
+    };
+}
+
+scalar_words!(
+    faults_remote,
+    faults_zero,
+    faults_wp,
+    pages_evicted,
+    subpages_evicted,
+    subpages_refaulted,
+    stayed_written,
+    stayed_other,
+    stayed_shared,
+    decided_again,
+    dropped_in_batch,
+    foreign_repaired,
+    reread_differed,
+    evict_ns,
+    spaces,
+    usage_peak_bytes,
+);
+
 /// A histogram of nanoseconds, eight buckets an octave (at most 9 % wide), 1 us to an hour.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Histogram {
-    buckets: Box<[u64; 512]>,
+    buckets: [u64; 512],
     count: u64,
     max_ns: u64,
 }
@@ -50,7 +107,7 @@ pub struct Histogram {
 impl Default for Histogram {
     fn default() -> Self {
         Self {
-            buckets: Box::new([0; 512]),
+            buckets: [0; 512],
             count: 0,
             max_ns: 0,
         }

@@ -9,7 +9,7 @@
 //! [`inject`]: super::inject
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holo_proto::{Addr, AddrRange};
@@ -20,6 +20,7 @@ use super::process::{self, Target};
 use super::ptrace::{Errno, bits, register};
 pub use super::quiesce::quiesce;
 pub use super::refuse::AttachError;
+use super::ring::RingParams;
 use super::worker::{NoAnswer, on_a_worker};
 
 /// How long a caller waits for the calls in one stop, most of which take microseconds. Longer than a
@@ -28,10 +29,13 @@ const CALL_PATIENCE: Duration = Duration::from_secs(2);
 /// Threads tried before the process counts as one that cannot be stopped.
 const THREADS_TRIED: usize = 8;
 
+/// How long the thread that made a ring is held for the ring's end, which takes a millisecond as a rule.
+const RING_END_NS: u64 = 50_000_000;
+
+const MAKING_A_RING: &str = "io_uring_setup";
 const PR_GET_TID_ADDRESS: u64 = 40;
-const IORING_SETUP_SQPOLL: u64 = 1 << 1;
 /// The ring's thread sleeps after so many milliseconds without work.
-const RING_IDLE_MS: u64 = 2;
+const RING_IDLE_MS: u32 = 2;
 /// A pidfd argument that means the calling process, Linux 6.14.
 const PIDFD_SELF_PROCESS: i64 = -10001;
 /// Ranges in one `process_madvise`.
@@ -61,6 +65,8 @@ pub struct RingHold {
     pub fd: OwnedFd,
     /// `struct io_uring_params` as the kernel filled it.
     pub params: [u64; 15],
+    /// The thread that made it; see [`drop_ring`].
+    pub made_by: i32,
     /// How long the thread was stopped, microseconds.
     pub stop_us: u64,
 }
@@ -199,12 +205,11 @@ fn keep(stopped: &mut Stopped, pid: i32, low: u64, high: u64) -> Result<i32, Fai
 /// Why not; the process then goes on as before.
 pub fn make_ring(pid: i32, entries: u32) -> Result<RingHold, AttachError> {
     let target = Target::open(pid)?;
-    let (made, stop_us) = in_a_stop(&target, "io_uring_setup", move |stopped, pidfd| {
+    let (made, stop_us) = in_a_stop(&target, MAKING_A_RING, move |stopped, pidfd| {
         let scratch = stopped
             .map_scratch(SCRATCH_BYTES)?
             .map_err(|errno| AttachError::kernel(pid, "mmap", errno))?;
-        // Entries are an argument and flags the second word's lower half, idle time the third's.
-        stopped.poke(scratch, &[0, IORING_SETUP_SQPOLL, RING_IDLE_MS])?;
+        stopped.poke(scratch, &RingParams::request(RING_IDLE_MS).0)?;
         let arguments = [u64::from(entries), scratch.0];
         let ring = stopped
             .call(libc::SYS_io_uring_setup, &arguments)?
@@ -212,14 +217,49 @@ pub fn make_ring(pid: i32, entries: u32) -> Result<RingHold, AttachError> {
         stopped.close_later(ring);
         let fd = fds::copy_out(pidfd, ring)
             .map_err(|errno| AttachError::kernel(pid, "pidfd_getfd", errno))?;
-        Ok((fd, stopped.peek(scratch)?))
+        Ok((fd, stopped.peek(scratch)?, stopped.tid()))
     })?;
-    let (fd, params) = made;
+    let (fd, params, made_by) = made;
     Ok(RingHold {
         fd,
         params,
+        made_by,
         stop_us,
     })
+}
+
+/// Has `close` give up a ring's last descriptor and mappings while the thread that made it is stopped; returns
+/// the length of the stop, zero when there was none.
+///
+/// The end of a ring is a task for that thread, and whatever call it waits in just then would end early for
+/// it: an `epoll_wait` would say EINTR to a program that has no signal handler. `close` is called in any case.
+pub fn drop_ring(pid: i32, made_by: i32, close: impl FnOnce() + Send + 'static) -> u64 {
+    let close = Arc::new(Mutex::new(Some(close)));
+    let theirs = close.clone();
+    let stop_us = Target::open(pid).and_then(|target| {
+        let answer = in_one_stop(&target, made_by, true, move |stopped, _| {
+            let scratch = stopped
+                .map_scratch(SCRATCH_BYTES)?
+                .map_err(|errno| AttachError::kernel(pid, "mmap", errno))?;
+            // A wait for no signal, with a time limit. Unlike a sleep it leaves the thread's own restart alone.
+            let time = scratch.offset(8);
+            stopped.poke(scratch, &[0, 0, RING_END_NS])?;
+            let arguments = [scratch.0, 0, time.0, 8];
+            let _ = stopped.call_with(libc::SYS_rt_sigtimedwait, &arguments, || run(&theirs))?;
+            Ok(())
+        });
+        answer.map(|((), stop_us)| stop_us).or(Ok(0))
+    });
+    run(&close);
+    stop_us.unwrap_or(0)
+}
+
+/// Runs what has not been run yet.
+fn run(once: &Mutex<Option<impl FnOnce()>>) {
+    let taken = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(taken) = taken {
+        taken();
+    }
 }
 
 /// Closes the descriptor that [`take_hold`] left in a process. A number that is no userfaultfd any more is left
@@ -341,6 +381,8 @@ fn in_a_stop<T: Send + 'static>(
 ) -> Result<(T, u64), AttachError> {
     let pid = target.pid;
     let work = Arc::new(work);
+    // A ring's thread would inherit the precedence, and spin with it.
+    let boost = what != MAKING_A_RING;
     let mut tried = 0;
     loop {
         let mut last = AttachError::Changed { pid };
@@ -348,33 +390,25 @@ fn in_a_stop<T: Send + 'static>(
             if tid != pid && fds::have_different_descriptors(pid, tid) {
                 continue;
             }
-            let plan = Plan {
-                pid,
-                tid,
-                syscall_at: target.syscall_at,
-                suspend_seccomp: target.suspend_seccomp,
-            };
             let work = work.clone();
-            let answer = on_a_worker(CALL_PATIENCE, move |agreement| {
-                let pidfd = fds::open_thread(pid, tid).map_err(|_| Lost::Gone)?;
-                with_stopped(&plan, agreement, |stopped| work(stopped, pidfd.as_fd()))
-            });
-            last = match answer {
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(Failure::Refused(refused))) => return Err(refused),
-                Ok(Err(Failure::Lost(lost))) => match lost {
-                    Lost::Gone => AttachError::Changed { pid },
-                    Lost::DidNotStop => AttachError::Uninterruptible { pid },
-                    Lost::ThirtyTwoBit => AttachError::ThirtyTwoBit { pid },
-                    Lost::Denied => return Err(process::why_denied(pid)),
-                    Lost::Abandoned => return Err(process::why_busy(pid, what)),
-                    Lost::Ptrace(errno) => return Err(AttachError::kernel(pid, "ptrace", errno)),
-                },
-                Err(NoAnswer::TimeUp) => return Err(process::why_busy(pid, what)),
-                Err(NoAnswer::NoThread(errno)) => {
-                    return Err(AttachError::kernel(pid, "clone (in holo)", errno));
+            match in_one_stop(target, tid, boost, move |stopped, pidfd| {
+                work(stopped, pidfd)
+            }) {
+                Ok(done) => return Ok(done),
+                Err(Failure::Refused(refused)) => return Err(refused),
+                Err(Failure::Lost(lost)) => {
+                    last = match lost {
+                        Lost::Gone => AttachError::Changed { pid },
+                        Lost::DidNotStop => AttachError::Uninterruptible { pid },
+                        Lost::ThirtyTwoBit => AttachError::ThirtyTwoBit { pid },
+                        Lost::Denied => return Err(process::why_denied(pid)),
+                        Lost::Abandoned => return Err(process::why_busy(pid, what)),
+                        Lost::Ptrace(errno) => {
+                            return Err(AttachError::kernel(pid, "ptrace", errno));
+                        }
+                    }
                 }
-            };
+            }
             tried += 1;
             if tried == THREADS_TRIED {
                 return Err(last);
@@ -383,6 +417,34 @@ fn in_a_stop<T: Send + 'static>(
         if tried == 0 {
             // Every thread has descriptors of its own: there is no table to speak of.
             return Err(last);
+        }
+    }
+}
+
+/// Stops one thread and does `work` in it, with a limit to the time that it takes.
+fn in_one_stop<T: Send + 'static>(
+    target: &Target,
+    tid: i32,
+    boost: bool,
+    work: impl FnOnce(&mut Stopped, BorrowedFd<'_>) -> Result<T, Failure> + Send + 'static,
+) -> Result<(T, u64), Failure> {
+    let pid = target.pid;
+    let plan = Plan {
+        pid,
+        tid,
+        syscall_at: target.syscall_at,
+        suspend_seccomp: target.suspend_seccomp,
+        boost,
+    };
+    let answer = on_a_worker(CALL_PATIENCE, move |agreement| {
+        let pidfd = fds::open_thread(pid, tid).map_err(|_| Lost::Gone)?;
+        with_stopped(&plan, agreement, |stopped| work(stopped, pidfd.as_fd()))
+    });
+    match answer {
+        Ok(done) => done,
+        Err(NoAnswer::TimeUp) => Err(Lost::Abandoned.into()),
+        Err(NoAnswer::NoThread(errno)) => {
+            Err(AttachError::kernel(pid, "clone (in holo)", errno).into())
         }
     }
 }

@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 
 use holo_proto::Addr;
 
+use super::boost::Boost;
 use super::mem::TargetMem;
-use super::ptrace::{self, Dispatch, Errno, Registers, Stop, SyscallStop, bits};
+use super::ptrace::{self, Dispatch, Errno, Pace, Registers, Stop, SyscallStop, bits};
 use super::restart;
 use super::worker::Agreement;
 
@@ -69,6 +70,8 @@ pub(super) struct Plan {
     pub(super) syscall_at: Addr,
     /// Suspend the thread's seccomp filter.
     pub(super) suspend_seccomp: bool,
+    /// Give the stopped thread precedence. Threads that it makes meanwhile would inherit it.
+    pub(super) boost: bool,
 }
 
 /// One stopped thread. Dropping it puts everything back and lets it go.
@@ -92,6 +95,7 @@ pub(super) struct Stopped {
     lasting: Vec<u64>,
     scratch: Option<(Addr, u64)>,
     cleaning: bool,
+    boost: Option<Boost>,
 }
 
 /// Where the thread is stopped.
@@ -170,9 +174,13 @@ impl Stopped {
             lasting: Vec::with_capacity(1),
             scratch: None,
             cleaning: false,
+            boost: None,
         };
         stopped.sequence = stopped.restartable_sequence();
         stopped.prepare(options).map_err(Lost::Ptrace)?;
+        if plan.boost {
+            stopped.boost = Boost::stopped_thread(tid);
+        }
         Ok(stopped)
     }
 
@@ -216,12 +224,35 @@ impl Stopped {
         Some(out)
     }
 
+    const fn pace(&self) -> Pace {
+        match self.boost {
+            Some(_) => Pace::Spin,
+            None => Pace::Sleep,
+        }
+    }
+
+    /// The thread.
+    pub(super) const fn tid(&self) -> i32 {
+        self.tid
+    }
+
     /// Makes a system call in the thread. The outer error means that the thread is lost, the inner one is
     /// the call's errno.
     pub(super) fn call(
         &mut self,
         number: i64,
         arguments: &[u64],
+    ) -> Result<Result<u64, Errno>, Lost> {
+        self.call_with(number, arguments, || ())
+    }
+
+    /// As [`Stopped::call`], with something of ours done when the thread has entered the call: nothing that the
+    /// kernel has the thread do from then on is done before the call ends.
+    pub(super) fn call_with(
+        &mut self,
+        number: i64,
+        arguments: &[u64],
+        entered: impl FnOnce(),
     ) -> Result<Result<u64, Errno>, Lost> {
         if self.state == State::Released {
             return Err(Lost::Gone);
@@ -243,19 +274,20 @@ impl Stopped {
         regs.orig_rax = u64::MAX;
         self.request(ptrace::set_registers(self.tid, &regs))?;
         self.request(ptrace::resume_to_syscall(self.tid, 0))?;
-        let result = self.run_to_exit()?;
+        let result = self.run_to_exit(entered)?;
         Ok(u64::try_from(result).map_err(|_| {
             let errno = i32::try_from(-result).unwrap_or(i32::MAX);
             if errno < 512 { errno } else { libc::EINTR }
         }))
     }
 
-    fn run_to_exit(&mut self) -> Result<i64, Lost> {
+    fn run_to_exit(&mut self, entered: impl FnOnce()) -> Result<i64, Lost> {
         let begun = Instant::now();
+        let mut entered = Some(entered);
         let mut hurried = false;
         loop {
             let (agreement, cleaning) = (&self.agreement, self.cleaning);
-            let stop = ptrace::wait_for_stop(self.tid, || {
+            let stop = ptrace::wait_for_stop(self.tid, self.pace(), || {
                 if hurried {
                     // Its registers are ours: it must not be left, however long it takes.
                     std::thread::sleep(IDLE_PAUSE);
@@ -281,6 +313,9 @@ impl Stopped {
                         return Ok(result);
                     }
                     SyscallStop::Entry(_) | SyscallStop::None => {
+                        if let Some(entered) = entered.take() {
+                            entered();
+                        }
                         self.request(ptrace::resume_to_syscall(self.tid, 0))?;
                     }
                 },
@@ -389,9 +424,10 @@ impl Stopped {
     fn put_back(&mut self) -> Result<(), Lost> {
         if self.state == State::SyscallExit && restart::is_cut_short(&self.saved) {
             // Patience without end: its registers are ours. It runs no instruction before the trap.
-            ptrace_continue_to_trap(self.tid)?;
+            continue_to_trap(self.tid, self.pace())?;
             self.state = State::Trap;
         }
+        self.boost = None;
         if let Some((at, noted)) = self.sequence {
             let _ = self.mem.write(at, &noted.to_ne_bytes());
         }
@@ -419,7 +455,7 @@ pub(super) fn stop_at_trap(tid: i32, mut patience: impl FnMut() -> bool) -> Resu
     };
     ptrace::interrupt(tid).map_err(lost)?;
     loop {
-        match ptrace::wait_for_stop(tid, &mut patience) {
+        match ptrace::wait_for_stop(tid, Pace::Sleep, &mut patience) {
             None => return Err(Lost::DidNotStop),
             Some(Stop::Gone) => return Err(Lost::Gone),
             Some(Stop::Trap) => return Ok(()),
@@ -434,12 +470,12 @@ pub(super) fn stop_at_trap(tid: i32, mut patience: impl FnMut() -> bool) -> Resu
 }
 
 /// Takes a thread from the exit of a system call to a trap; no instruction of the program runs on the way.
-fn ptrace_continue_to_trap(tid: i32) -> Result<(), Lost> {
+fn continue_to_trap(tid: i32, pace: Pace) -> Result<(), Lost> {
     ptrace::interrupt(tid).map_err(Lost::Ptrace)?;
     ptrace::resume(tid, 0).map_err(Lost::Ptrace)?;
     let begun = Instant::now();
     loop {
-        let stop = ptrace::wait_for_stop(tid, || {
+        let stop = ptrace::wait_for_stop(tid, pace, || {
             if begun.elapsed() > CLEANUP_PATIENCE {
                 std::thread::sleep(IDLE_PAUSE);
             }

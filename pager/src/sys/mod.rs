@@ -7,6 +7,7 @@
 pub mod advise;
 pub mod arena;
 pub mod attach;
+mod boost;
 pub mod clock;
 pub mod errors;
 mod fds;
@@ -14,6 +15,7 @@ mod inject;
 mod mapped;
 pub mod maps;
 pub mod mem;
+pub mod notify;
 pub mod pagemap;
 mod process;
 pub mod procfs;
@@ -22,6 +24,9 @@ mod quiesce;
 mod refuse;
 mod restart;
 pub mod ring;
+pub mod signals;
+pub mod spawn;
+pub mod table;
 pub mod uffd;
 mod worker;
 

@@ -213,12 +213,13 @@ fn open_pidfd(pid: i32) -> Result<OwnedFd, AttachError> {
     })
 }
 
-/// A line of a thread's status file, behind its name and colon.
-pub(super) fn status_field(pid: i32, tid: i32, name: &str) -> Option<String> {
-    let text = fs::read(format!("/proc/{pid}/task/{tid}/status"))
-        .or_else(|_| fs::read(format!("/proc/{tid}/status")))
-        .ok()?;
-    let text = String::from_utf8_lossy(&text);
+/// A line of a thread's status file, behind its name and colon. The id may be a thread's, too.
+fn status_field(pid: i32, tid: i32, name: &str) -> Option<String> {
+    let text = fs::read(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    field(&String::from_utf8_lossy(&text), name)
+}
+
+fn field(text: &str, name: &str) -> Option<String> {
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         .map(str::to_owned)
@@ -232,21 +233,19 @@ fn refuse_if_traced(pid: i32, tasks: &[Task]) -> Result<(), AttachError> {
 }
 
 /// Who traces a thread.
-pub(super) fn tracer_of(pid: i32, tid: i32) -> Option<i32> {
+fn tracer_of(pid: i32, tid: i32) -> Option<i32> {
     let tracer = status_field(pid, tid, "TracerPid")?.trim().parse().ok()?;
     (tracer != 0).then_some(tracer)
 }
 
 /// Why ptrace access was refused, in words.
 pub(super) fn not_permitted(pid: i32) -> AttachError {
-    let uid = |of: i32| -> Option<u32> {
-        let text = status_field(of, of, "Uid")?;
-        text.split_ascii_whitespace().nth(1)?.parse().ok()
-    };
-    let ours = i32::try_from(std::process::id()).ok().and_then(uid);
+    let effective = |ids: &str| ids.split_ascii_whitespace().nth(1)?.parse().ok();
+    let theirs: Option<u32> = status_field(pid, pid, "Uid").and_then(|ids| effective(&ids));
+    let ours: Option<u32> = own_status_field("Uid").and_then(|ids| effective(&ids));
     let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
     let yama = yama.as_deref().map_or("0", str::trim);
-    let why = match (uid(pid), ours) {
+    let why = match (theirs, ours) {
         (Some(theirs), Some(ours)) if theirs != ours && ours != 0 => format!(
             "it belongs to user {theirs} and holo runs as user {ours}: run holo as that user or as root"
         ),
@@ -293,11 +292,8 @@ pub(super) fn why_busy(pid: i32, what: &'static str) -> AttachError {
 /// Whether the process looks as if it may make a userfaultfd without help.
 pub(super) fn may_make_userfaultfd(pid: i32) -> bool {
     let open = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
-    let caps = status_field(pid, pid, "CapEff");
     open.is_ok_and(|open| open.trim() == "1")
-        || caps
-            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-            .is_some_and(|caps| caps >> CAP_SYS_PTRACE & 1 == 1)
+        || has_capability(status_field(pid, pid, "CapEff"), CAP_SYS_PTRACE)
 }
 
 /// Finds a `syscall` instruction in the vdso.
@@ -330,17 +326,45 @@ fn syscall_instruction(pid: i32, tid: i32, mem: &TargetMem) -> Result<Addr, Atta
         .ok_or(AttachError::NoVdso { pid })
 }
 
-fn may_suspend_seccomp() -> bool {
-    let own = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let field = |name: &str| own.lines().find_map(|line| line.strip_prefix(name));
-    let caps = field("CapEff:").and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    caps.is_some_and(|caps| caps >> CAP_SYS_ADMIN & 1 == 1)
-        && field("Seccomp:").is_some_and(|mode| mode.trim() == "0")
+/// A line of the calling thread's status file: rights belong to threads.
+fn own_status_field(name: &str) -> Option<String> {
+    let text = fs::read_to_string("/proc/thread-self/status").ok()?;
+    field(&text, name)
 }
 
+fn may_suspend_seccomp() -> bool {
+    has_capability(own_status_field("CapEff"), CAP_SYS_ADMIN)
+        && own_status_field("Seccomp").is_some_and(|mode| mode.trim() == "0")
+}
+
+fn has_capability(set: Option<String>, number: u32) -> bool {
+    set.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .is_some_and(|set| set >> number & 1 == 1)
+}
+
+/// Whether the process's cgroup is frozen, in either hierarchy, where they are mounted as usual.
 fn is_frozen(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/wchan"))
-        .is_ok_and(|place| matches!(place.trim(), "do_freezer_trap" | "__refrigerator"))
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    groups.lines().any(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
+            return false;
+        };
+        let says = |file: String, word: &str| {
+            fs::read_to_string(file).is_ok_and(|text| text.lines().any(|line| line == word))
+        };
+        if controllers.is_empty() {
+            ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+                .iter()
+                .any(|root| says(format!("{root}{path}/cgroup.events"), "frozen 1"))
+        } else {
+            controllers.split(',').any(|name| name == "freezer")
+                && says(
+                    format!("/sys/fs/cgroup/freezer{path}/freezer.state"),
+                    "FROZEN",
+                )
+        }
+    })
 }
 
 /// Refuses the child of a vfork: its memory is its parent's until it starts its program.

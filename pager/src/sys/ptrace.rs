@@ -191,16 +191,42 @@ pub(super) enum Stop {
     Gone,
 }
 
-/// How long a wait for a stop polls eagerly: a stop takes microseconds when the thread can stop at all.
-const EAGER: Duration = Duration::from_micros(300);
-/// Pause between two looks after that.
-const PAUSE: Duration = Duration::from_micros(100);
+/// How a wait for a stop passes the time between two looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Sleeps: the thread that it waits for may need this CPU, and has less precedence than we have.
+    Sleep,
+    /// Looks all the time at first, letting others of its precedence run.
+    Spin,
+}
+
+/// Pause between two looks, at first: a stop takes microseconds.
+const FIRST_PAUSE: Duration = Duration::from_micros(10);
+/// The pause grows up to this.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+/// How long a wait looks all the time.
+const SPIN: Duration = Duration::from_micros(300);
+
+impl Pace {
+    /// Passes some time in a wait that has lasted for `waited`.
+    pub(super) fn pause(self, waited: Duration) {
+        if self == Self::Spin && waited < SPIN {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep((waited / 8).clamp(FIRST_PAUSE, LONGEST_PAUSE));
+        }
+    }
+}
 
 /// Waits until a traced thread stops or ends; `None` when `patience` says that it is enough.
 ///
 /// It leaves the wait status in place. So an exit status stays for whoever's child it is, and a signal in
 /// delivery survives the death of the tracer. Polls, because a wait that blocks has no time limit.
-pub(super) fn wait_for_stop(tid: i32, mut patience: impl FnMut() -> bool) -> Option<Stop> {
+pub(super) fn wait_for_stop(
+    tid: i32,
+    pace: Pace,
+    mut patience: impl FnMut() -> bool,
+) -> Option<Stop> {
     let since = Instant::now();
     loop {
         if let Some(stop) = stop_now(tid) {
@@ -209,11 +235,7 @@ pub(super) fn wait_for_stop(tid: i32, mut patience: impl FnMut() -> bool) -> Opt
         if !patience() {
             return None;
         }
-        if since.elapsed() < EAGER {
-            std::thread::yield_now();
-        } else {
-            std::thread::sleep(PAUSE);
-        }
+        pace.pause(since.elapsed());
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::inject::Lost;
 use super::process;
-use super::ptrace::{self, Stop};
+use super::ptrace::{self, Pace, Stop};
 use super::refuse::AttachError;
 use super::restart;
 use super::worker::{Agreement, NoAnswer, on_a_worker};
@@ -14,10 +14,6 @@ use super::worker::{Agreement, NoAnswer, on_a_worker};
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How much longer the caller waits for the worker's own answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the threads are looked at without a pause.
-const EAGER: Duration = Duration::from_millis(1);
-/// Pause between two looks after that.
-const PAUSE: Duration = Duration::from_micros(200);
 const WHAT: &str = "stopping all threads";
 
 /// Stops all threads of a process once, then lets them go; returns the microseconds from asking the first to
@@ -113,11 +109,7 @@ fn stop_all(pid: i32, agreement: &Agreement) -> Result<u64, Lost> {
             if since.elapsed() > PATIENCE || agreement.is_abandoned() {
                 return Err(Lost::DidNotStop);
             }
-            if since.elapsed() < EAGER {
-                std::thread::yield_now();
-            } else {
-                std::thread::sleep(PAUSE);
-            }
+            Pace::Sleep.pause(since.elapsed());
         }
     }
     drop(held);

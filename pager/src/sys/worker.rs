@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
+use super::boost;
+
 /// How long a caller waits on for work that it has abandoned: until it is undone, as a rule.
 const UNDO_PATIENCE: Duration = Duration::from_millis(500);
 const STACK_BYTES: usize = 256 * 1024;
@@ -61,6 +63,7 @@ pub(super) fn on_a_worker<T: Send + 'static>(
         .name("holo-tracer".to_owned())
         .stack_size(STACK_BYTES)
         .spawn(move || {
+            boost::this_thread();
             let result = job(&theirs);
             // A caller that has left does not want it.
             let _ = answer.send(result);

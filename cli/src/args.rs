@@ -1,0 +1,81 @@
+//! The command lines, as tables from which help, completions and man pages come.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::size::Size;
+
+/// Runs a command within an amount of local memory; what does not fit is paged by holo, invisibly to the
+/// command.
+#[derive(Debug, Parser)]
+#[command(
+    name = "holo-exec",
+    version,
+    after_help = "Exit codes: the command's own; 128+n if signal n killed it; 127 if it was not found, 126 \
+                  if it could not be run, 125 if holo itself failed, 2 for a wrong usage.\n\n\
+                  Example: holo-exec --local-memory 512M -- python3 job.py"
+)]
+pub struct Exec {
+    /// Memory that the command and its fork children may keep in RAM: 512M, 2G, 25% (of this machine's).
+    #[arg(long, value_name = "SIZE", default_value = "50%")]
+    pub local_memory: Size,
+    /// Write a JSON report of the run to FILE at its end.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// No summary line at the end.
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// Uses memory beyond this machine's for unmodified programs.
+#[derive(Debug, Parser)]
+#[command(name = "holo", version)]
+pub struct Holo {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What `holo` can do.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Take over a running process: from now on it keeps at most SIZE in RAM.
+    Attach {
+        /// The process.
+        pid: i32,
+        /// Memory that it may keep in RAM: 512M, 2G, 25% (of this machine's).
+        #[arg(long, value_name = "SIZE")]
+        local_memory: Size,
+        /// Write a JSON report to FILE when it ends or is detached.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+    },
+    /// Make all memory of a process resident again and let go of it.
+    Detach {
+        /// The process.
+        pid: i32,
+    },
+    /// Show what holo does for a process.
+    Status {
+        /// The process that was attached, or the pager's own id for one under holo-exec.
+        pid: i32,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print completions for a shell.
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages of holo and holo-exec to a folder.
+    Man {
+        /// The folder.
+        folder: PathBuf,
+    },
+}

@@ -1,0 +1,69 @@
+//! `holo attach`, `holo detach`, `holo status`.
+
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use holo_pager::shell::{Session, Settings, request, summary};
+use holo_proto::Report;
+
+use crate::run::{crash_at, open_report, store_limit_bytes};
+use crate::size::{self, Size};
+
+/// Takes over a process; returns when it is held, and leaves the pager running.
+///
+/// # Errors
+/// In words for the user; the process goes on as if nothing had happened.
+pub fn attach(pid: i32, local_memory: Size, report: Option<&Path>) -> anyhow::Result<()> {
+    let ram = size::ram_bytes().context("cannot read this machine's memory size")?;
+    let file = report.map(open_report).transpose()?;
+    let settings = Settings {
+        local_memory_bytes: local_memory.bytes(ram),
+        store_limit_bytes: store_limit_bytes()?,
+        attach: Some(pid),
+        messages_fd: 2,
+        report_fd: file.as_ref().map(|f| f.as_raw_fd()),
+        crash_at: crash_at()?,
+    };
+    Session::start(&settings)?;
+    Ok(())
+}
+
+fn ask(pid: i32, what: &str) -> anyhow::Result<Report> {
+    let line = match request(pid, what) {
+        Ok(line) => line,
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+            bail!(
+                "process {pid} is not held by holo: `holo attach {pid} --local-memory SIZE` takes it"
+            )
+        }
+        Err(e) => return Err(e).context(format!("the pager of process {pid} does not answer")),
+    };
+    if line.is_empty() {
+        bail!("the pager of process {pid} ended without an answer");
+    }
+    serde_json::from_str(&line).with_context(|| format!("the pager says: {}", line.trim()))
+}
+
+/// Lets go of a process.
+///
+/// # Errors
+/// It is not held, or its pager does not answer.
+pub fn detach(pid: i32) -> anyhow::Result<Report> {
+    ask(pid, "detach")
+}
+
+/// What the pager of a process has done so far.
+///
+/// # Errors
+/// It is not held, or its pager does not answer.
+pub fn status(pid: i32) -> anyhow::Result<Report> {
+    ask(pid, "status")
+}
+
+/// A report as a line.
+#[must_use]
+pub fn line(report: &Report) -> String {
+    summary(report)
+}

@@ -1,0 +1,174 @@
+//! Running a command under the pager: its parent, which passes everything on and adds nothing.
+//!
+//! The command stays in this process's group and on its terminal: what the terminal sends reaches it
+//! without us. What is sent to this process alone is passed on. When the command is stopped (`^Z`), this
+//! process stops too, so that the shell sees it.
+
+use std::io::Write as _;
+use std::process::{Child, Command};
+
+use anyhow::Context as _;
+use holo_pager::core::CrashPoint;
+use holo_pager::shell::{Session, Settings, summary};
+use holo_pager::sys::signals::Signals;
+use holo_pager::sys::spawn::{self, Ended};
+
+use crate::args::Exec;
+use crate::size;
+
+/// Exit code when holo itself fails.
+pub const EXIT_HOLO: i32 = 125;
+const EXIT_CANNOT_RUN: i32 = 126;
+const EXIT_NOT_FOUND: i32 = 127;
+/// How long the pager may take to count the last events of a command that ended, nanoseconds.
+const SETTLE_NS: u64 = 2_000_000_000;
+
+/// The store may hold so many times the budget, at least this machine's RAM.
+pub(crate) fn store_limit_bytes() -> std::io::Result<u64> {
+    size::ram_bytes()
+}
+
+/// The crash point that `HOLO_CRASH_AT` names.
+///
+/// # Errors
+/// It names none.
+pub(crate) fn crash_at() -> anyhow::Result<Option<CrashPoint>> {
+    let Some(name) = std::env::var_os("HOLO_CRASH_AT") else {
+        return Ok(None);
+    };
+    let name = name.to_string_lossy();
+    let point = CrashPoint::from_name(&name).with_context(|| {
+        let all: Vec<_> = CrashPoint::ALL.iter().map(|p| p.name()).collect();
+        format!(
+            "HOLO_CRASH_AT={name} is no crash point; there are: {}",
+            all.join(", ")
+        )
+    })?;
+    Ok(Some(point))
+}
+
+/// Opens the report's file, so that a wrong name is known before the command runs.
+///
+/// # Errors
+/// It cannot be written.
+pub fn open_report(path: &std::path::Path) -> anyhow::Result<std::fs::File> {
+    std::fs::File::create(path).with_context(|| {
+        format!(
+            "cannot write the report to {}: choose another --report FILE",
+            path.display()
+        )
+    })
+}
+
+/// Runs the command to its end; returns the exit code to leave with.
+///
+/// # Errors
+/// holo itself failed; the command was not started, or was stopped and the error says so.
+pub fn exec(args: &Exec) -> anyhow::Result<i32> {
+    let ram = size::ram_bytes().context("cannot read this machine's memory size")?;
+    let mut report_file = args.report.as_deref().map(open_report).transpose()?;
+    let settings = Settings {
+        local_memory_bytes: args.local_memory.bytes(ram),
+        store_limit_bytes: store_limit_bytes()?,
+        attach: None,
+        messages_fd: 2,
+        report_fd: None,
+        crash_at: crash_at()?,
+    };
+    let session = Session::start(&settings)?;
+    let signals = Signals::take(&passed_on()).context("cannot receive signals")?;
+    let (program, rest) = args.command.split_first().context("no command given")?;
+    let mut child = match Command::new(program).args(rest).spawn() {
+        Ok(child) => child,
+        Err(e) => {
+            let program = program.to_string_lossy();
+            let (code, what) = if e.kind() == std::io::ErrorKind::NotFound {
+                (EXIT_NOT_FOUND, "not found: check the name, or give a path")
+            } else {
+                (EXIT_CANNOT_RUN, "cannot be run")
+            };
+            eprintln!("holo-exec: {program}: {what} ({e})");
+            return Ok(code);
+        }
+    };
+    let pid = i32::try_from(child.id()).context("the command's process id")?;
+    session.watch(pid);
+    let ended = wait_for(&session, &signals, &mut child, pid);
+    session.settle(SETTLE_NS);
+    let code = match ended {
+        Ended::Code(code) => code,
+        Ended::Signal(n) | Ended::Stopped(n) => 128 + n,
+    };
+    let report = session.report(Some(code));
+    if let Some(file) = &mut report_file {
+        let json = serde_json::to_string_pretty(&report)?;
+        writeln!(file, "{json}").context("cannot write the report")?;
+    }
+    if !args.quiet {
+        // Standard error may be closed: that is no failure of the run.
+        let _ = writeln!(std::io::stderr(), "{}", summary(&report));
+    }
+    Ok(code)
+}
+
+/// Signals that this process passes on rather than acting on.
+fn passed_on() -> Vec<i32> {
+    (1..=31)
+        .filter(|s| {
+            ![
+                libc::SIGKILL,
+                libc::SIGSTOP,
+                libc::SIGSEGV,
+                libc::SIGBUS,
+                libc::SIGFPE,
+                libc::SIGILL,
+                libc::SIGTRAP,
+                libc::SIGABRT,
+                libc::SIGSYS,
+                libc::SIGPIPE,
+            ]
+            .contains(s)
+        })
+        .collect()
+}
+
+fn wait_for(session: &Session, signals: &Signals, child: &mut Child, pid: i32) -> Ended {
+    let mut watched = true;
+    loop {
+        match spawn::wait(pid, false) {
+            Ok(Some(Ended::Stopped(_))) => {
+                let _ = spawn::signal(spawn::own_pid(), libc::SIGSTOP);
+            }
+            Ok(Some(ended)) => return ended,
+            Ok(None) => {}
+            // It cannot be waited for: whatever became of it, std knows.
+            Err(_) => {
+                return Ended::Code(
+                    child
+                        .wait()
+                        .ok()
+                        .and_then(|s| s.code())
+                        .unwrap_or(EXIT_HOLO),
+                );
+            }
+        }
+        let alive = if watched { session.alive_fd() } else { -1 };
+        spawn::poll_readable(&[signals.as_raw_fd(), alive], None);
+        while let Some(came) = signals.next() {
+            let forward = came.by_process && came.signal != libc::SIGCHLD;
+            if forward || came.signal == libc::SIGCONT {
+                let _ = spawn::signal(pid, came.signal);
+            }
+        }
+        if watched && session.gone() {
+            watched = false;
+            if session.holds_something() && matches!(spawn::wait(pid, false), Ok(None)) {
+                eprintln!(
+                    "holo-exec: the pager and its guardian both died; process {pid} was killed, because \
+                     part of its memory was with them"
+                );
+                let _ = spawn::signal(pid, libc::SIGKILL);
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The pager's console: an abstract Unix socket, by the process id of the target, on which `holo detach`
+//! and `holo status` speak to the pager of a process. No file is left behind.
+//!
+//! One request a connection, one line; one JSON line back. Only root and the pager's own user are heard.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::time::Duration;
+
+use super::control::{Control, Scalar};
+use crate::sys::{spawn, table};
+
+/// How long one peer may take to say what it wants.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// Requests heard in one look.
+const REQUESTS: usize = 4;
+
+fn name(pid: i32) -> std::io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("holo-pager.{pid}"))
+}
+
+/// A request, with the way back.
+pub(crate) enum Request {
+    Detach(Reply),
+    Status(Reply),
+}
+
+/// The way back to whoever asked.
+pub(crate) struct Reply(UnixStream);
+
+impl Reply {
+    pub(crate) fn send(mut self, json: &str) {
+        // Whoever asked may have gone.
+        let _ = self.0.write_all(format!("{json}\n").as_bytes());
+    }
+}
+
+/// The listening end.
+pub(crate) struct Console {
+    listener: UnixListener,
+    waiting: Vec<Reply>,
+}
+
+impl Console {
+    /// Listens for the pager of `pid`.
+    ///
+    /// # Errors
+    /// AddrInUse: the process is held by another pager.
+    pub(crate) fn open(pid: i32) -> std::io::Result<Self> {
+        let listener = UnixListener::bind_addr(&name(pid)?)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self::from(listener))
+    }
+
+    pub(crate) fn from_owned(fd: OwnedFd) -> Self {
+        Self::from(UnixListener::from(fd))
+    }
+
+    fn from(listener: UnixListener) -> Self {
+        Self {
+            listener,
+            waiting: Vec::new(),
+        }
+    }
+
+    pub(crate) fn as_raw_fd(&self) -> i32 {
+        self.listener.as_raw_fd()
+    }
+
+    /// What was asked since the last look.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = Request> + '_ {
+        (0..REQUESTS).filter_map(|_| {
+            let (stream, _) = self.listener.accept().ok()?;
+            Self::read(stream)
+        })
+    }
+
+    fn read(stream: UnixStream) -> Option<Request> {
+        let me = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").ok()?);
+        let peer = table::peer_uid(stream.as_raw_fd())?;
+        if peer != 0 && peer != me {
+            Reply(stream).send("{\"error\":\"only root and the pager's own user may ask\"}");
+            return None;
+        }
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        stream.set_write_timeout(Some(PATIENCE)).ok()?;
+        let mut line = String::new();
+        BufReader::new((&stream).take(256))
+            .read_line(&mut line)
+            .ok()?;
+        let reply = Reply(stream);
+        match line.trim() {
+            "detach" => Some(Request::Detach(reply)),
+            "status" => Some(Request::Status(reply)),
+            _ => {
+                reply.send("{\"error\":\"unknown request\"}");
+                None
+            }
+        }
+    }
+
+    /// Keeps whoever asked waiting until the pager is done.
+    pub(crate) fn reply_at_end(&mut self, reply: Reply) {
+        self.waiting.push(reply);
+    }
+
+    /// The end: answers those who wait for it.
+    pub(crate) fn finish(&mut self, json: &str) {
+        for r in self.waiting.drain(..) {
+            r.send(json);
+        }
+    }
+
+    /// A message to the user, on standard error, if that can take it at once: a pager never waits for a
+    /// pipe that a target may have filled.
+    pub(crate) fn message(&self, control: Control, text: &str) {
+        let Some(fd) = control.fd(Scalar::MessagesFd) else {
+            return;
+        };
+        if spawn::poll_writable(fd) {
+            spawn::write_at_once(fd, format!("holo: {text}\n").as_bytes());
+        }
+    }
+}
+
+/// Sends one request to the pager of `pid` and returns its line; waits as long as the pager takes.
+///
+/// # Errors
+/// ConnectionRefused: no pager holds the process.
+pub fn request(pid: i32, request: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect_addr(&name(pid)?)?;
+    stream.write_all(format!("{request}\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line)
+}

@@ -1,0 +1,539 @@
+//! The real world behind the core: its operations as kernel calls on live processes.
+//!
+//! Runs on the serving thread. It opens nothing, writes no stream, waits for nothing but the kernel calls
+//! themselves; what takes longer is passed to the control thread as an [`Errand`].
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use holo_proto::{AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId};
+
+use crate::core::{
+    Advice, FrameId, HEADS, Heads, Input, Nanos, Op, Outcome, PageLook, PageSet, SPACES, Source,
+    StopReason, Words,
+};
+use crate::drive::World;
+use crate::store::api::PageBytes;
+use crate::sys::advise::{PidFd, pageout};
+use crate::sys::arena::SharedBytes;
+use crate::sys::errors::{MemError, UffdError};
+use crate::sys::mem::TargetMem;
+use crate::sys::notify::Bell;
+use crate::sys::pagemap::{Pagemap, PresentRun};
+use crate::sys::procfs::{self, Tasks};
+use crate::sys::ring::{self, AdviceRing};
+use crate::sys::uffd::{CopyMode, Uffd};
+use crate::sys::{clock, spawn};
+
+/// Robust-list heads remembered a process.
+const HEADS_SEEN: usize = 65536;
+/// Between two looks at the descriptors while operations go on, nanoseconds.
+const LOOK_EVERY_NS: u64 = 20_000;
+/// Room of the queues between the threads.
+const QUEUE: usize = 4096;
+
+static ZEROS: PageBytes = [0; PAGE_BYTES as usize];
+
+/// What the serving thread passes to the control thread.
+pub(crate) enum Errand {
+    /// A space was taken on.
+    Added {
+        space: SpaceId,
+        pid: i32,
+    },
+    /// No space could be made.
+    Refused {
+        pid: i32,
+    },
+    NeedRing(SpaceId),
+    NeedQuiesce {
+        space: SpaceId,
+        count: u64,
+    },
+    Child {
+        space: SpaceId,
+        uffd: i32,
+    },
+    Stop {
+        space: SpaceId,
+        why: StopReason,
+    },
+    /// A space is over; its things are to be closed by this thread, not by the serving one.
+    Closed {
+        space: SpaceId,
+        detached: bool,
+        target: Box<Target>,
+    },
+    /// Replaced parts, to be dropped.
+    Drop(#[expect(dead_code, reason = "dropped, never read")] Parts),
+}
+
+/// What the control thread passes to the serving thread.
+pub(crate) enum Command {
+    Input(Input),
+    /// Serve a new process.
+    Add {
+        pid: i32,
+        target: Box<Target>,
+    },
+    /// A fork's child is known.
+    Parts {
+        space: SpaceId,
+        parts: Parts,
+    },
+    Ring {
+        space: SpaceId,
+        ring: Box<AdviceRing>,
+    },
+    /// End the loop.
+    Finish,
+}
+
+/// A bounded queue between the two threads, with a bell. Its lock is held for a push or pop only.
+pub(crate) struct Queue<T> {
+    items: Mutex<VecDeque<T>>,
+    pub(crate) bell: Bell,
+}
+
+impl<T> Queue<T> {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            items: Mutex::new(VecDeque::with_capacity(QUEUE)),
+            bell: Bell::new()?,
+        })
+    }
+
+    /// Adds an item; gives it back when the queue is full.
+    pub(crate) fn push(&self, item: T) -> Result<(), T> {
+        match self.items.lock() {
+            Ok(mut q) if q.len() < QUEUE => q.push_back(item),
+            _ => return Err(item),
+        }
+        self.bell.ring();
+        Ok(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.lock().is_ok_and(|q| q.is_empty())
+    }
+
+    pub(crate) fn pop(&self) -> Option<T> {
+        self.items.lock().ok()?.pop_front()
+    }
+}
+
+/// The parts of a target that need its process id.
+pub(crate) struct Parts {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: PidFd,
+    pub(crate) mem: TargetMem,
+    pub(crate) pagemap: Pagemap,
+    pub(crate) tasks: Tasks,
+}
+
+/// One process as the serving thread holds it.
+pub(crate) struct Target {
+    pub(crate) uffd: Uffd,
+    /// Absent while a fork's child is not identified.
+    pub(crate) parts: Option<Parts>,
+    pub(crate) ring: Option<Box<AdviceRing>>,
+    heads_seen: PageSet,
+}
+
+impl Target {
+    pub(crate) fn new(uffd: Uffd, parts: Option<Parts>, ring: Option<Box<AdviceRing>>) -> Self {
+        Self {
+            uffd,
+            parts,
+            ring,
+            heads_seen: PageSet::new(HEADS_SEEN),
+        }
+    }
+}
+
+/// The world of the serving thread.
+pub(crate) struct Live {
+    pub(crate) targets: Vec<Option<Box<Target>>>,
+    frames: SharedBytes,
+    journal: Words<'static>,
+    pub(crate) errands: Arc<Queue<Errand>>,
+    /// Errands for which the queue had no room.
+    backlog: VecDeque<Errand>,
+    looked_ns: u64,
+    turn: usize,
+    /// Rings that a predecessor left: nothing is taken from them until they are quiet.
+    pub(crate) quiet_wait: [bool; SPACES],
+}
+
+impl Live {
+    pub(crate) fn new(
+        frames: SharedBytes,
+        journal: Words<'static>,
+        errands: Arc<Queue<Errand>>,
+    ) -> Self {
+        Self {
+            targets: (0..SPACES).map(|_| None).collect(),
+            frames,
+            journal,
+            errands,
+            backlog: VecDeque::with_capacity(QUEUE),
+            looked_ns: 0,
+            turn: 0,
+            quiet_wait: [false; SPACES],
+        }
+    }
+
+    fn target(&mut self, id: SpaceId) -> Option<&mut Target> {
+        self.targets.get_mut(usize::from(id.0))?.as_deref_mut()
+    }
+
+    pub(crate) fn errand(&mut self, errand: Errand) {
+        self.backlog.push_back(errand);
+        self.flush_errands();
+    }
+
+    /// Tries to pass on what the queue had no room for.
+    pub(crate) fn flush_errands(&mut self) {
+        while let Some(e) = self.backlog.pop_front() {
+            if let Err(e) = self.errands.push(e) {
+                self.backlog.push_front(e);
+                return;
+            }
+        }
+    }
+
+    /// Descriptors that tell of something, with the space of each.
+    pub(crate) fn descriptors(&self, fds: &mut Vec<i32>, spaces: &mut Vec<SpaceId>) {
+        for (i, t) in self.targets.iter().enumerate() {
+            if let (Some(t), Ok(i)) = (t, u16::try_from(i)) {
+                fds.push(t.uffd.as_raw_fd());
+                spaces.push(SpaceId(i));
+            }
+        }
+    }
+
+    /// Some ring has requests that have not ended.
+    pub(crate) fn rings_busy(&self) -> bool {
+        self.targets
+            .iter()
+            .flatten()
+            .filter_map(|t| t.ring.as_ref())
+            .any(|r| r.outstanding() > 0)
+    }
+
+    fn poll_rings(&mut self) -> Option<Input> {
+        for (i, t) in self.targets.iter_mut().enumerate() {
+            let (Some(ring), Ok(n)) = (t.as_mut().and_then(|t| t.ring.as_mut()), u16::try_from(i))
+            else {
+                continue;
+            };
+            let space = SpaceId(n);
+            if self.quiet_wait[i] {
+                while ring.reap().is_some() {}
+                if ring.outstanding() == 0 {
+                    self.quiet_wait[i] = false;
+                    return Some(Input::RingQuiet(space));
+                }
+                continue;
+            }
+            if let Some(done) = ring.reap() {
+                return Some(Input::RingDone {
+                    space,
+                    tag: done.tag,
+                    result: done.result,
+                });
+            }
+        }
+        None
+    }
+
+    /// A descriptor that can be read, looked for at most every [`LOOK_EVERY_NS`].
+    fn poll_descriptors(&mut self) -> Option<Input> {
+        let now = clock::monotonic_ns();
+        if now < self.looked_ns + LOOK_EVERY_NS {
+            return None;
+        }
+        self.looked_ns = now;
+        for k in 0..SPACES {
+            let i = (self.turn + k) % SPACES;
+            let (Some(t), Ok(n)) = (&self.targets[i], u16::try_from(i)) else {
+                continue;
+            };
+            if spawn::poll_readable(&[t.uffd.as_raw_fd()], Some(0)) != 0 {
+                self.turn = i + 1;
+                return Some(Input::Readable(SpaceId(n)));
+            }
+        }
+        None
+    }
+
+    fn copy(&mut self, op: &Op) -> Option<Outcome> {
+        let Op::Copy {
+            space,
+            at,
+            source,
+            subpages,
+        } = *op
+        else {
+            return None;
+        };
+        let len = subpages * SUBPAGE_BYTES as usize;
+        let bytes = match source {
+            Source::Zeros => &ZEROS[..len],
+            Source::Frame(f, first) => {
+                let offset =
+                    usize::from(f.0) * PAGE_BYTES as usize + first * SUBPAGE_BYTES as usize;
+                self.frames.slice(offset, len)
+            }
+        };
+        let target = self.targets.get(usize::from(space.0))?.as_ref()?;
+        let mode = CopyMode {
+            wake: false,
+            protect: false,
+        };
+        Some(answer(target.uffd.copy(at.start(), bytes, mode)))
+    }
+
+    fn read(&mut self, op: &Op) -> Option<Outcome> {
+        let Op::Read {
+            space,
+            at,
+            subpages,
+            frame,
+            first,
+        } = *op
+        else {
+            return None;
+        };
+        let offset = usize::from(frame.0) * PAGE_BYTES as usize + first * SUBPAGE_BYTES as usize;
+        let target = self.targets.get(usize::from(space.0))?.as_ref()?;
+        let out = self
+            .frames
+            .slice_mut(offset, subpages * SUBPAGE_BYTES as usize);
+        Some(match target.parts.as_ref()?.mem.read(at.start(), out) {
+            Ok(bytes) => Outcome::Subpages(bytes / SUBPAGE_BYTES as usize),
+            Err(MemError::NotResident) => Outcome::Subpages(0),
+            Err(MemError::Gone) => Outcome::Gone,
+            Err(MemError::Denied) => Outcome::Refused(libc::EPERM),
+            Err(MemError::Unexpected(errno, _)) => Outcome::Refused(errno),
+        })
+    }
+
+    fn find_present(&mut self, space: SpaceId, range: AddrRange) -> Option<Outcome> {
+        let pagemap = &self.target(space)?.parts.as_ref()?.pagemap;
+        let mut at = range.start;
+        while at < range.end {
+            let mut runs = [PresentRun::default(); 16];
+            let rest = AddrRange { start: at, ..range };
+            let Ok((count, walked_to)) = pagemap.scan_present(rest, &mut runs) else {
+                return Some(Outcome::Gone);
+            };
+            let wanted = |r: &&PresentRun| !r.zero() && !r.file_or_shared();
+            if let Some(run) = runs[..count].iter().find(wanted) {
+                return Some(Outcome::Found(Some(run.range())));
+            }
+            if walked_to <= at {
+                break;
+            }
+            at = walked_to;
+        }
+        Some(Outcome::Found(None))
+    }
+
+    fn heads(&mut self, space: SpaceId) -> Option<Outcome> {
+        let target = self.target(space)?;
+        let mut heads = Heads {
+            at: [holo_proto::Addr(0); HEADS],
+            len: 0,
+            more: false,
+        };
+        let (parts, seen) = (target.parts.as_mut()?, &mut target.heads_seen);
+        let listed = parts.tasks.for_each(|tid| {
+            if heads.len == HEADS {
+                heads.more = true;
+                return;
+            }
+            if let Ok(Some(head)) = procfs::robust_list_of(tid) {
+                // Heads are 8-byte aligned words; the set's keys are page numbers by type only.
+                if seen.insert(PageIndex(head.0 / 8)) {
+                    heads.at[heads.len] = head;
+                    heads.len += 1;
+                }
+            }
+        });
+        Some(match listed {
+            Ok(()) if !seen.is_full() => Outcome::Heads(heads),
+            Ok(()) => Outcome::Refused(libc::ENOSPC),
+            Err(_) => Outcome::Gone,
+        })
+    }
+
+    fn redirty(&mut self, space: SpaceId, at: holo_proto::Addr) -> Option<Outcome> {
+        let mem = &self.target(space)?.parts.as_ref()?.mem;
+        let mut byte = [0];
+        let done = mem.read(at, &mut byte).and_then(|_| mem.write(at, &byte));
+        Some(match done {
+            Err(MemError::Gone) => Outcome::Gone,
+            Ok(_) | Err(_) => Outcome::Done,
+        })
+    }
+
+    /// `None`: the target, or what is needed of it, is not there.
+    fn try_perform(&mut self, op: &Op, pageout_ranges: &[AddrRange]) -> Option<Outcome> {
+        Some(match *op {
+            Op::ReadEvents { space } => {
+                let journal = self.journal;
+                match self.target(space)?.uffd.read_events(journal) {
+                    Ok(n) => Outcome::Events(n),
+                    Err(e) => answer(Err(e)),
+                }
+            }
+            Op::Copy { .. } => return self.copy(op),
+            Op::Read { .. } => return self.read(op),
+            Op::Zero { space, range } => answer(self.target(space)?.uffd.zero(range, false)),
+            Op::Protect { space, range } => answer(self.target(space)?.uffd.protect(range)),
+            Op::Unprotect { space, range } => {
+                answer(self.target(space)?.uffd.unprotect(range, true))
+            }
+            Op::Wake { space, range } => answer(self.target(space)?.uffd.wake(range)),
+            Op::Register { space, range } => answer(self.target(space)?.uffd.register(range)),
+            Op::Unregister { space, range } => answer(self.target(space)?.uffd.unregister(range)),
+            Op::Compare { a, b, mask } => {
+                let offset = |f: FrameId, i| usize::from(f.0) * PAGE_BYTES as usize + i * 4096;
+                let differs = |&i: &usize| {
+                    self.frames.slice(offset(a, i), 4096) != self.frames.slice(offset(b, i), 4096)
+                };
+                Outcome::Mask(
+                    mask.iter()
+                        .filter(differs)
+                        .fold(holo_proto::SubpageMask::NONE, |m, i| m.with(i)),
+                )
+            }
+            Op::Advise {
+                space,
+                advice,
+                range,
+                tag,
+            } => {
+                let advice = match advice {
+                    Advice::Free => ring::Advice::Free,
+                    Advice::Populate => ring::Advice::PopulateWrite,
+                };
+                match self
+                    .target(space)?
+                    .ring
+                    .as_mut()?
+                    .submit(range, advice, tag)
+                {
+                    Ok(()) => Outcome::Done,
+                    Err(_) => Outcome::Full,
+                }
+            }
+            Op::Kick { space } => {
+                // A dead poller means a dying process: its exit is heard of elsewhere.
+                let _ = self.target(space)?.ring.as_ref()?.wake_if_needed();
+                Outcome::Done
+            }
+            Op::Pageout { space } => {
+                let pidfd = &self.target(space)?.parts.as_ref()?.pidfd;
+                // Whatever it says, the pagemap is looked at next.
+                for ranges in pageout_ranges.chunks(crate::sys::advise::RANGES_PER_CALL) {
+                    let _ = pageout(pidfd, ranges);
+                }
+                Outcome::Done
+            }
+            Op::Look { space, page } => {
+                let pagemap = &self.target(space)?.parts.as_ref()?.pagemap;
+                match pagemap.look_page(page) {
+                    Ok(l) => Outcome::Look(PageLook {
+                        present: l.present,
+                        zero: l.zero,
+                        swapped: l.swapped,
+                        file: l.file_or_shared,
+                        exclusive: l.exclusive,
+                    }),
+                    Err(_) => Outcome::Gone,
+                }
+            }
+            Op::FindPresent { space, range } => return self.find_present(space, range),
+            Op::Threads { space } => return self.heads(space),
+            Op::Redirty { space, at } => return self.redirty(space, at.start()),
+            Op::NeedRing { space } => {
+                self.errand(Errand::NeedRing(space));
+                Outcome::Done
+            }
+            Op::NeedQuiesce { space, count } => {
+                self.errand(Errand::NeedQuiesce { space, count });
+                Outcome::Done
+            }
+            Op::Child { space, fd, .. } => {
+                let uffd = i32::try_from(fd).ok()?;
+                if self.target(space).is_none() {
+                    let owned = crate::sys::table::claim(uffd)?;
+                    let target = Target::new(Uffd::from_owned(owned), None, None);
+                    self.targets[usize::from(space.0)] = Some(Box::new(target));
+                }
+                self.errand(Errand::Child { space, uffd });
+                Outcome::Done
+            }
+            Op::Closed { space, detached } => {
+                let target = self.targets.get_mut(usize::from(space.0))?.take()?;
+                self.errand(Errand::Closed {
+                    space,
+                    detached,
+                    target,
+                });
+                Outcome::Done
+            }
+            Op::Stop { space, why } => {
+                self.errand(Errand::Stop { space, why });
+                Outcome::Done
+            }
+            Op::Put { .. } | Op::Get { .. } => Outcome::Done, // the driver's
+        })
+    }
+}
+
+/// What a userfaultfd call came to, in the core's words.
+fn answer(result: Result<(), UffdError>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(UffdError::Gone) => Outcome::Gone,
+        Err(UffdError::EventsPending) => Outcome::EventsPending,
+        Err(UffdError::EdgeOfMapping) => Outcome::Edge,
+        Err(UffdError::AlreadyThere) => Outcome::AlreadyThere,
+        Err(UffdError::Partial(bytes)) => {
+            Outcome::Partial(usize::try_from(bytes / SUBPAGE_BYTES).unwrap_or(0))
+        }
+        Err(UffdError::NoMemory) => Outcome::NoMemory,
+        Err(UffdError::Busy) => Outcome::Refused(libc::EBUSY),
+        Err(UffdError::Denied) => Outcome::Refused(libc::EPERM),
+        Err(UffdError::Unsupported) => Outcome::Refused(libc::EINVAL),
+        Err(UffdError::Unexpected(errno, _)) => Outcome::Refused(errno),
+    }
+}
+
+impl World for Live {
+    fn now(&mut self) -> Nanos {
+        Nanos(clock::monotonic_ns())
+    }
+
+    fn perform(&mut self, op: &Op, pageout: &[AddrRange]) -> Outcome {
+        self.try_perform(op, pageout).unwrap_or(match op {
+            Op::ReadEvents { .. } => Outcome::Events(0),
+            _ => Outcome::Refused(libc::ENODEV),
+        })
+    }
+
+    fn frame(&mut self, frame: FrameId) -> &mut PageBytes {
+        let offset = usize::from(frame.0) * PAGE_BYTES as usize;
+        self.frames
+            .slice_mut(offset, PAGE_BYTES as usize)
+            .try_into()
+            .expect("a slice of a page's length")
+    }
+
+    fn poll(&mut self) -> Option<Input> {
+        self.poll_rings().or_else(|| self.poll_descriptors())
+    }
+}

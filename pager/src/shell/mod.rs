@@ -1,0 +1,554 @@
+//! The pager as processes: guardian, pager, successor; what a command line starts.
+//!
+//! ```text
+//!  holo-exec (waits for the command)         holo attach (returns when the process is held)
+//!      |  fork                                   |  fork, own session
+//!      v                                         v
+//!  guardian --clone(CLONE_FILES)--> pager --- control thread: watches, scans, matches children (watch)
+//!      ^   injects for the pager      |   \-- serving thread: the core and nothing else (serve)
+//!      |   starts the successor       |
+//!      +--- one descriptor table -----+---- memfds: control block, map, journal, notes, frames, store
+//! ```
+//!
+//! Everything that a successor needs is in the memfds, whose numbers are in the [`control`] block.
+
+mod console;
+mod control;
+mod family;
+mod guardian;
+mod limits;
+mod live;
+mod report;
+mod scan;
+mod serve;
+mod watch;
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use holo_proto::{PAGE_BYTES, Report, SpaceId};
+
+use crate::core::{
+    Config, Core, CrashPoint, EVENT_WORDS, JOURNAL_SLOTS, JOURNAL_WORDS, Map, MapError, Memory,
+    NOTE_WORDS, SlotState, Words,
+};
+use crate::store::EmbeddedStore;
+use crate::store::api::StoreError;
+use crate::sys::arena::{SharedBytes, SharedWords};
+use crate::sys::{clock, spawn, table};
+use control::{CONTROL_WORDS, Control, Scalar};
+use guardian::Line;
+use live::{Live, Queue};
+use serve::LiveCore;
+use watch::Watch;
+
+pub use console::request;
+pub use report::summary;
+
+/// Page buffers: 8 MiB.
+const FRAMES: u16 = 128;
+/// Words of the map: 8 GiB of address space in the file, taken as used; maps 16 TiB of a process.
+const MAP_WORDS: u64 = 1 << 30;
+/// How long a new pager waits for its dead predecessor to be wholly gone.
+const PREDECESSOR_NS: u64 = 5_000_000_000;
+
+static CRASH_AT: AtomicU64 = AtomicU64::new(0);
+static CRASHED: AtomicBool = AtomicBool::new(false);
+
+/// What a session is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Bytes that the processes may keep in RAM together.
+    pub local_memory_bytes: u64,
+    /// Most bytes that the store may use.
+    pub store_limit_bytes: u64,
+    /// Attach to this process at once; else the session waits for [`Session::watch`].
+    pub attach: Option<i32>,
+    /// Where messages go: a descriptor number of this process, kept open by the session.
+    pub messages_fd: i32,
+    /// Where the report goes at the end: a descriptor number of this process, kept open by the session.
+    pub report_fd: Option<i32>,
+    /// Die at this point once (`HOLO_CRASH_AT`).
+    pub crash_at: Option<CrashPoint>,
+}
+
+/// A running guardian and pager, as the command line that started them sees it.
+pub struct Session {
+    control: Control,
+    guardian: i32,
+    alive: OwnedFd,
+}
+
+/// Why no session could be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The process cannot be held, in words.
+    #[error("{0}")]
+    Refused(String),
+    /// The pager died before it was ready.
+    #[error("holo's pager could not start; see its message above")]
+    NotStarted,
+}
+
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> SessionError {
+    move |source| SessionError::System { what, source }
+}
+
+impl Session {
+    /// Starts guardian and pager and waits until they are ready (and, for an attach, hold the process).
+    ///
+    /// # Errors
+    /// In words for the user; nothing is left running then.
+    pub fn start(settings: &Settings) -> Result<Self, SessionError> {
+        let words = SharedWords::create("holo-control", CONTROL_WORDS)
+            .map_err(failed("cannot make shared memory"))?;
+        let control = Control::new(words.leak());
+        control.set(Scalar::Budget, settings.local_memory_bytes);
+        control.set(Scalar::StartedNs, clock::monotonic_ns());
+        control.set_pid(Scalar::StarterPid, spawn::own_pid());
+        if let Some(pid) = settings.attach {
+            control.set_pid(Scalar::RootPid, pid);
+        }
+        let (alive, theirs) = spawn::pipe().map_err(failed("cannot make a pipe"))?;
+        let (answer, answer_theirs) = spawn::pipe().map_err(failed("cannot make a pipe"))?;
+        let settings = settings.clone();
+        let guardian = spawn::spawn(move || {
+            // The reading ends stay behind: they would keep nothing alive, but are not ours.
+            control.set_fd(Scalar::AliveFd, table::leave(theirs));
+            control.set_fd(Scalar::MessagesFd, settings.messages_fd);
+            control.set_fd(Scalar::ReportFd, settings.report_fd.unwrap_or(-1));
+            guardian_main(control, &settings, answer_theirs)
+        })
+        .map_err(failed("cannot start the pager's guardian"))?;
+        let refusal = spawn::read_to_end(answer);
+        let session = Self {
+            control,
+            guardian,
+            alive,
+        };
+        if refusal == b"ready" {
+            return Ok(session);
+        }
+        let _ = spawn::wait(guardian, true);
+        let text = String::from_utf8_lossy(&refusal).into_owned();
+        Err(if text.is_empty() {
+            SessionError::NotStarted
+        } else {
+            SessionError::Refused(text)
+        })
+    }
+
+    /// Watches this process and its children from now on.
+    pub fn watch(&self, pid: i32) {
+        self.control.set(Scalar::StartedNs, clock::monotonic_ns());
+        self.control.set_pid(Scalar::RootPid, pid);
+    }
+
+    /// Becomes readable when guardian and pager are both gone.
+    #[must_use]
+    pub fn alive_fd(&self) -> i32 {
+        self.alive.as_raw_fd()
+    }
+
+    /// Whether any process was ever taken hold of: without its pager it cannot go on.
+    #[must_use]
+    pub fn holds_something(&self) -> bool {
+        self.control.get(Scalar::Processes) > 0
+    }
+
+    /// The report so far.
+    #[must_use]
+    pub fn report(&self, exit_code: Option<i32>) -> Report {
+        report::build(self.control, exit_code, clock::process_cpu_ns())
+    }
+
+    /// Waits until the pager has counted everything of the watched process, which ended, at most
+    /// `patience_ns`. Children of it may live on, and the pager with them.
+    pub fn settle(&self, patience_ns: u64) {
+        let until = clock::monotonic_ns() + patience_ns;
+        while clock::monotonic_ns() < until
+            && self.control.get(Scalar::RootGone) == 0
+            && !self.gone()
+        {
+            spawn::poll_readable(&[self.alive_fd()], Some(500_000));
+        }
+    }
+
+    /// Guardian and pager have ended.
+    #[must_use]
+    pub fn gone(&self) -> bool {
+        spawn::poll_readable(&[self.alive_fd()], Some(0)) != 0
+    }
+
+    /// The pager's process id now.
+    #[must_use]
+    pub fn pager_pid(&self) -> i32 {
+        self.control.pid(Scalar::PagerPid)
+    }
+
+    /// The guardian's process id.
+    #[must_use]
+    pub fn guardian_pid(&self) -> i32 {
+        self.guardian
+    }
+}
+
+/// The guardian's process.
+fn guardian_main(control: Control, settings: &Settings, answer: OwnedFd) -> i32 {
+    spawn::leave_session();
+    spawn::ignore_terminal_signals();
+    // Whatever else was inherited (a pipe that somebody reads to its end) is not the pager's to hold.
+    let mut keep = vec![settings.messages_fd, table::number_of(&answer)];
+    keep.extend(settings.report_fd);
+    keep.extend(control.fd(Scalar::AliveFd));
+    table::close_all_but(&keep);
+    table::null_standard_streams(&keep);
+    spawn::set_name(c"holo-guardian");
+    limits::leave_memory_cgroup();
+    // Both take privilege; without it the pager is as mortal as its target.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    spawn::lock_memory();
+    control.set_pid(Scalar::GuardianPid, spawn::own_pid());
+    let Ok((pager_end, guardian_end)) = UnixDatagram::pair() else {
+        return 1;
+    };
+    let line = table::leave(pager_end.into());
+    control.set_fd(Scalar::LineFd, line);
+    control.set_fd(Scalar::GuardianLineFd, guardian_end.as_raw_fd());
+    let answer = table::leave(answer);
+    let settings = settings.clone();
+    let pager = {
+        let settings = settings.clone();
+        spawn::spawn_sharing_descriptors(move || pager_main(control, &settings, line, Some(answer)))
+    };
+    let Ok(pager) = pager else { return 1 };
+    control.set_pid(Scalar::PagerPid, pager);
+    guardian::guard(control, &guardian_end, pager, move || {
+        pager_main(control, &settings, line, None)
+    })
+}
+
+fn crash(point: CrashPoint) {
+    if CRASH_AT.load(Ordering::Relaxed) == point as u64 + 1
+        && !CRASHED.swap(true, Ordering::Relaxed)
+    {
+        spawn::die();
+    }
+}
+
+/// The pager's process: the first one (`answer` is the pipe to whoever starts it), or a successor.
+fn pager_main(control: Control, settings: &Settings, line: i32, answer: Option<i32>) -> i32 {
+    spawn::set_name(c"holo-pager");
+    spawn::lock_memory();
+    if let (Some(point), 0) = (settings.crash_at, control.get(Scalar::Crashed)) {
+        // The successor must live.
+        control.set(Scalar::Crashed, 1);
+        CRASH_AT.store(point as u64 + 1, Ordering::Relaxed);
+    }
+    let first = answer.is_some();
+    let ended = run_pager(control, settings, line, first, |text| {
+        if let Some(fd) = answer {
+            spawn::write_at_once(fd, text.as_bytes());
+            table::close(fd);
+        }
+    });
+    match ended {
+        Ok(()) => {
+            control.set(Scalar::Done, 1);
+            0
+        }
+        Err(why) => {
+            if first && control.get(Scalar::Ready) == 0 {
+                if let Some(fd) = answer {
+                    spawn::write_at_once(fd, why.as_bytes());
+                }
+            } else {
+                give_up(control, &why);
+            }
+            control.set(Scalar::Done, 1);
+            1
+        }
+    }
+}
+
+/// What was held cannot be served any more: it is killed, with the reason.
+fn give_up(control: Control, why: &str) {
+    for r in control.records() {
+        let _ = spawn::signal(r.pid, libc::SIGKILL);
+        if let Some(fd) = control.fd(Scalar::MessagesFd) {
+            let text = format!("holo: process {} was killed: {why}\n", r.pid);
+            if spawn::poll_writable(fd) {
+                spawn::write_at_once(fd, text.as_bytes());
+            }
+        }
+    }
+}
+
+struct Opened {
+    memory: Memory<'static>,
+    frames: SharedBytes,
+    store: SharedBytes,
+}
+
+/// Makes the memory that outlives the pager, or takes it over.
+fn open_memory(control: Control, settings: &Settings, first: bool) -> io::Result<Opened> {
+    let words = |s: Scalar, name: &str, count: u64| -> io::Result<Words<'static>> {
+        let shared = if first {
+            let fd = SharedWords::create(name, count)?;
+            control.set_fd(s, fd.as_fd().as_raw_fd());
+            fd
+        } else {
+            SharedWords::from_fd(take(control, s)?)?
+        };
+        Ok(shared.leak())
+    };
+    let bytes = |s: Scalar, name: &str, count: u64| -> io::Result<SharedBytes> {
+        if first {
+            let made = SharedBytes::create(name, count)?;
+            control.set_fd(s, made.as_fd().as_raw_fd());
+            return Ok(made);
+        }
+        let until = clock::monotonic_ns() + PREDECESSOR_NS;
+        let number = control.fd(s).ok_or(io::ErrorKind::NotFound)?;
+        loop {
+            // Refused while the predecessor is not wholly gone.
+            let fd = table::duplicate(number).ok_or(io::ErrorKind::NotFound)?;
+            match SharedBytes::from_fd(fd) {
+                Err(e)
+                    if e.kind() == io::ErrorKind::ResourceBusy && clock::monotonic_ns() < until =>
+                {
+                    spawn::poll_readable(&[], Some(1_000_000));
+                }
+                result => return result,
+            }
+        }
+    };
+    let map = words(Scalar::MapFd, "holo-map", MAP_WORDS)?;
+    let other = words(
+        Scalar::JournalFd,
+        "holo-journal",
+        (JOURNAL_WORDS + NOTE_WORDS) as u64,
+    )?;
+    let (journal, notes) = other.split_at(JOURNAL_WORDS);
+    for w in other {
+        w.store(w.load(Ordering::Acquire), Ordering::Release); // resident: a read must not fault here
+    }
+    Ok(Opened {
+        memory: Memory {
+            map,
+            journal,
+            notes,
+        },
+        frames: bytes(
+            Scalar::FramesFd,
+            "holo-frames",
+            u64::from(FRAMES) * PAGE_BYTES,
+        )?,
+        store: bytes(
+            Scalar::StoreFd,
+            "holo-store",
+            settings.store_limit_bytes + (4 << 20),
+        )?,
+    })
+}
+
+fn take(control: Control, s: Scalar) -> io::Result<OwnedFd> {
+    control
+        .fd(s)
+        .and_then(table::duplicate)
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Why a successor cannot take over.
+#[derive(Debug, thiserror::Error)]
+enum Unrecoverable {
+    #[error("the map of its memory is lost: {0}")]
+    Map(#[from] MapError),
+    #[error("the store is lost: {0}")]
+    Store(#[from] StoreError),
+}
+
+fn run_pager(
+    control: Control,
+    settings: &Settings,
+    line: i32,
+    first: bool,
+    ready: impl FnOnce(&str),
+) -> Result<(), String> {
+    let system = |what: &str| {
+        let what = what.to_owned();
+        move |e: io::Error| format!("{what}: {e}")
+    };
+    let opened =
+        open_memory(control, settings, first).map_err(system("cannot make the pager's memory"))?;
+    let config = Config {
+        budget_bytes: control.get(Scalar::Budget),
+        frames: FRAMES,
+        tracked_pages: tracked_pages(settings.local_memory_bytes),
+        crash,
+    };
+    let arena = opened.store;
+    let limit = settings.store_limit_bytes;
+    let core = if first {
+        let store = EmbeddedStore::create(arena, limit);
+        Core::create(opened.memory, store, config).map_err(|e| e.to_string())?
+    } else {
+        recover(control, opened.memory, arena, limit, config).map_err(|e| e.to_string())?
+    };
+    let console = if first {
+        let name = settings.attach.unwrap_or_else(spawn::own_pid);
+        let console = console::Console::open(name).map_err(|e| match e.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "process {name} is held by holo already: `holo detach {name}` lets go of it first"
+            ),
+            _ => format!("cannot listen for requests: {e}"),
+        })?;
+        control.set_fd(Scalar::ConsoleFd, console.as_raw_fd());
+        console
+    } else {
+        console::Console::from_owned(
+            take(control, Scalar::ConsoleFd).map_err(system("the console is lost"))?,
+        )
+    };
+    let bells = || -> io::Result<_> { Ok((Arc::new(Queue::new()?), Arc::new(Queue::new()?))) };
+    let (commands, errands) = bells().map_err(system("cannot make a bell"))?;
+    let socket = table::duplicate(line).ok_or("the line to the guardian is lost")?;
+    let line = Line::new(UnixDatagram::from(socket)).map_err(system("the line to the guardian"))?;
+    let mut live = Live::new(opened.frames, journal_slots(&core), Arc::clone(&errands));
+    let recovered = if first {
+        Vec::new()
+    } else {
+        take_over_targets(control, &core, &mut live)
+    };
+    let mut watch = Watch::new(control, Arc::clone(&commands), errands, line, console);
+    let serving = {
+        let commands = Arc::clone(&commands);
+        std::thread::Builder::new()
+            .name("holo-serve".to_owned())
+            .spawn(move || serve::serve(core, live, &commands, control))
+            .map_err(system("cannot start the serving thread"))?
+    };
+    for (space, uffd) in recovered {
+        watch.adopt_recovered(space, uffd);
+    }
+    control.set(Scalar::Ready, 1);
+    if first && settings.attach.is_some() {
+        watch.attach_first();
+        if let Some(why) = watch.refusal.take() {
+            control.set(Scalar::Ready, 0);
+            let _ = commands.push(live::Command::Finish);
+            let _ = serving.join();
+            return Err(why);
+        }
+    }
+    ready("ready");
+    watch.run();
+    let _ = commands.push(live::Command::Finish);
+    let _ = serving.join();
+    control.set(Scalar::CpuOfPager, clock::process_cpu_ns());
+    let json = serde_json::to_string(&report::build(control, None, 0)).unwrap_or_default();
+    if let Some(fd) = settings.report_fd {
+        spawn::write_at_once(fd, format!("{json}\n").as_bytes());
+    }
+    watch.finish(&json);
+    Ok(())
+}
+
+/// Room to keep the replacement order of all pages that can be resident, and some.
+fn tracked_pages(budget_bytes: u64) -> usize {
+    usize::try_from(budget_bytes / PAGE_BYTES * 2)
+        .unwrap_or(usize::MAX)
+        .clamp(4096, 1 << 20)
+}
+
+fn journal_slots(core: &LiveCore) -> Words<'static> {
+    core.journal_slots()
+}
+
+fn recover(
+    control: Control,
+    memory: Memory<'static>,
+    arena: SharedBytes,
+    limit: u64,
+    config: Config,
+) -> Result<LiveCore, Unrecoverable> {
+    close_what_the_dead_left(control, memory);
+    let mut core = Core::recover(memory, config, |live| {
+        EmbeddedStore::recover(arena, limit, live.iter().copied()).map_err(Unrecoverable::from)
+    })?;
+    core.set_stats(control.stats());
+    Ok(core)
+}
+
+/// The predecessor's other descriptors are in the shared table: closed, so that they don't pile up. What
+/// is known by number stays, and so does what the journal says of forks that nobody has answered.
+fn close_what_the_dead_left(control: Control, memory: Memory<'static>) {
+    let mut keep: Vec<i32> = Vec::new();
+    for s in [
+        Scalar::MapFd,
+        Scalar::JournalFd,
+        Scalar::FramesFd,
+        Scalar::StoreFd,
+        Scalar::ConsoleFd,
+        Scalar::LineFd,
+        Scalar::GuardianLineFd,
+        Scalar::AliveFd,
+        Scalar::MessagesFd,
+        Scalar::ReportFd,
+    ] {
+        keep.extend(control.fd(s));
+    }
+    for r in control.records() {
+        keep.extend([r.uffd, r.pidfd, r.ring]);
+    }
+    let number = |w: u64| i32::try_from(w & 0xffff_ffff).unwrap_or(-1);
+    for slot in 0..JOURNAL_SLOTS {
+        // Word 1 of a fork's message is its descriptor; of others it is harmlessly kept.
+        let at = JOURNAL_WORDS - (JOURNAL_SLOTS - slot) * EVENT_WORDS;
+        keep.push(number(memory.journal[at + 1].load(Ordering::Acquire)));
+    }
+    if let Ok(map) = Map::recover(memory.map) {
+        for space in map.spaces() {
+            if map.state(space) != SlotState::Free {
+                keep.push(number(map.owner_word(space)));
+            }
+        }
+    }
+    table::close_all_but(&keep);
+}
+
+/// Takes over the descriptors of every space; returns which, with the number of each userfaultfd.
+fn take_over_targets(control: Control, core: &LiveCore, live: &mut Live) -> Vec<(SpaceId, i32)> {
+    let mut found = Vec::new();
+    let map = core.map();
+    for space in map.spaces() {
+        let Ok(number) = i32::try_from(map.owner_word(space)) else {
+            continue;
+        };
+        let Some(fd) = table::claim(number) else {
+            continue;
+        };
+        let uffd = crate::sys::uffd::Uffd::from_owned(fd);
+        let record = control.record(number);
+        let parts = record.and_then(|r| watch::parts(r.pid));
+        let ring = record
+            .filter(|r| r.ring >= 0)
+            .and_then(|r| watch::map_ring(&r))
+            .map(Box::new);
+        live.quiet_wait[usize::from(space.0)] = ring.is_some();
+        live.targets[usize::from(space.0)] = Some(Box::new(live::Target::new(uffd, parts, ring)));
+        found.push((space, number));
+    }
+    found
+}

@@ -1,0 +1,708 @@
+//! The control thread of the pager: it watches the processes, decides when one is taken, finds what is
+//! to be registered, identifies fork children, and talks to the guardian and the user.
+//!
+//! Nothing is taken before pressure: a process that fits in its budget is only looked at, the more
+//! often the less room is left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use holo_proto::{Addr, AddrRange, SpaceId};
+
+use super::console::{Console, Request};
+use super::control::{Control, Record, Scalar};
+use super::family::{self, Match};
+use super::guardian::{Ask, Line};
+use super::limits::Limits;
+use super::live::{Command, Errand, Parts, Queue, Target};
+use super::report;
+use super::scan;
+use crate::core::{Input, StopReason};
+use crate::sys::advise::PidFd;
+use crate::sys::maps::ProcMaps;
+use crate::sys::mem::TargetMem;
+use crate::sys::pagemap::Pagemap;
+use crate::sys::procfs::{self, Statm, Tasks};
+use crate::sys::ring::{AdviceRing, RingParams};
+use crate::sys::uffd::Uffd;
+use crate::sys::{clock, spawn, table};
+
+/// A program fills memory at most so fast, bytes a second: what it can add between two looks.
+const FILL_BYTES_PER_S: u64 = 4 << 30;
+/// Shortest and longest time between two looks, nanoseconds.
+const LOOK_MIN_NS: u64 = 500_000;
+const LOOK_MAX_NS: u64 = 50_000_000;
+/// A search for new mappings or children costs at most this share of a CPU: one in so many.
+const SEARCH_SHARE: u64 = 50;
+/// A process with less private memory than this is not worth taking.
+const TAKE_MIN_BYTES: u64 = 1 << 20;
+/// Failed attempts to take one process before it is left alone.
+const ATTEMPTS: u32 = 5;
+
+/// A process of the tree, taken or not.
+struct Member {
+    statm: Statm,
+    pidfd: PidFd,
+    space: Option<SpaceId>,
+    taking: bool,
+    attempts: u32,
+    anon_bytes: u64,
+    left_bytes: u64,
+    /// Mappings as last seen, to find new ones.
+    seen: BTreeSet<(u64, u64)>,
+    maps: ProcMaps,
+    never: Vec<Addr>,
+}
+
+/// A space whose process is not known yet.
+struct Orphan {
+    space: SpaceId,
+    uffd: i32,
+}
+
+/// The control thread's state.
+pub(crate) struct Watch {
+    control: Control,
+    commands: Arc<Queue<Command>>,
+    errands: Arc<Queue<Errand>>,
+    line: Line,
+    console: Console,
+    members: BTreeMap<i32, Member>,
+    spaces: BTreeMap<SpaceId, (i32, i32)>,
+    orphans: Vec<Orphan>,
+    limits: Option<Limits>,
+    text: Vec<u8>,
+    ranges: Vec<AddrRange>,
+    next_search_ns: u64,
+    next_tree_ns: u64,
+    quiet_looks: u32,
+    last_total: u64,
+    pub(crate) refusal: Option<String>,
+}
+
+impl Watch {
+    pub(crate) fn new(
+        control: Control,
+        commands: Arc<Queue<Command>>,
+        errands: Arc<Queue<Errand>>,
+        line: Line,
+        console: Console,
+    ) -> Self {
+        Self {
+            control,
+            commands,
+            errands,
+            line,
+            console,
+            members: BTreeMap::new(),
+            spaces: BTreeMap::new(),
+            orphans: Vec::new(),
+            limits: None,
+            text: Vec::with_capacity(1 << 20),
+            ranges: Vec::with_capacity(4096),
+            next_search_ns: 0,
+            next_tree_ns: 0,
+            quiet_looks: 0,
+            last_total: 0,
+            refusal: None,
+        }
+    }
+
+    fn tell(&self, mut command: Command) {
+        // The serving thread empties the queue all the time; full means "in a moment".
+        while let Err(back) = self.commands.push(command) {
+            command = back;
+            std::thread::yield_now();
+        }
+    }
+
+    fn input(&self, input: Input) {
+        self.tell(Command::Input(input));
+    }
+
+    /// A space that a predecessor served: its parts by the record, or a search for its process.
+    pub(crate) fn adopt_recovered(&mut self, space: SpaceId, uffd: i32) {
+        let Some(r) = self.control.record(uffd) else {
+            self.orphans.push(Orphan { space, uffd });
+            return;
+        };
+        self.spaces.insert(space, (r.pid, uffd));
+        let Some(pidfd) = PidFd::open(r.pid).ok().filter(|p| !p.has_exited()) else {
+            self.input(Input::Exited(space));
+            return;
+        };
+        drop(pidfd);
+        self.add_member(r.pid);
+        if let Some(m) = self.members.get_mut(&r.pid) {
+            m.space = Some(space);
+            m.never
+                .extend((r.clear_tid != 0).then_some(Addr(r.clear_tid)));
+        }
+        self.introduce(space, r.pid, true);
+    }
+
+    /// Tells the serving thread about mappings of a process that it holds already.
+    fn introduce(&mut self, space: SpaceId, pid: i32, taken_over: bool) {
+        let never = self.members.get(&pid).map_or(&[][..], |m| &m.never[..]);
+        match scan::survey(pid, never) {
+            Ok(s) => {
+                if taken_over && s.registered.is_empty() && self.control.get(Scalar::StoreRaw) > 0 {
+                    let at = Addr(0).subpage();
+                    self.stopped(space, StopReason::Contradiction { at });
+                    return;
+                }
+                for &range in &s.wiped {
+                    self.input(Input::Wiped { space, range });
+                    self.input(Input::Never { space, range });
+                }
+                for &range in &s.registered {
+                    self.input(Input::Registered { space, range });
+                }
+                self.input(Input::ChildKnown(space));
+            }
+            Err(_) => self.input(Input::Exited(space)),
+        }
+    }
+
+    /// Watches until there is nothing left to watch.
+    pub(crate) fn run(&mut self) {
+        loop {
+            let now = clock::monotonic_ns();
+            self.control
+                .set(Scalar::CpuOfPager, clock::process_cpu_ns());
+            while let Some(errand) = self.errands.pop() {
+                self.carry_out(errand);
+            }
+            self.find_root();
+            self.look(now);
+            self.note_root();
+            if self.is_over() {
+                return;
+            }
+            let requests: Vec<Request> = self.console.requests().collect();
+            for r in requests {
+                self.answer(r);
+            }
+            self.errands.bell.heard();
+            let fds = [self.errands.bell.as_raw_fd(), self.console.as_raw_fd()];
+            if self.errands.is_empty() {
+                spawn::poll_readable(&fds, Some(self.interval_ns()));
+            }
+        }
+    }
+
+    /// The command that the parent started, or the process that was named, once it is known.
+    fn find_root(&mut self) {
+        let root = self.control.pid(Scalar::RootPid);
+        if root > 0 && self.control.get(Scalar::Started) == 0 {
+            self.control.set(Scalar::Started, 1);
+            self.add_member(root);
+        }
+    }
+
+    /// Says when the first process has ended and everything of it is counted.
+    fn note_root(&self) {
+        let root = self.control.pid(Scalar::RootPid);
+        let known = self.control.get(Scalar::Started) != 0;
+        let held = self.spaces.values().any(|&(pid, _)| pid == root);
+        if known && !held && !self.members.contains_key(&root) {
+            self.control.set(Scalar::RootGone, 1);
+        }
+    }
+
+    /// Takes the process that the session was started for; a failure is the session's.
+    pub(crate) fn attach_first(&mut self) {
+        let pid = self.control.pid(Scalar::RootPid);
+        self.find_root();
+        if let Err(why) = self.take_one(pid) {
+            self.refusal = Some(why);
+        }
+    }
+
+    /// Answers those who wait for the end.
+    pub(crate) fn finish(&mut self, json: &str) {
+        self.console.finish(json);
+    }
+
+    fn is_over(&self) -> bool {
+        if self.control.get(Scalar::Started) == 0 {
+            let starter = self.control.pid(Scalar::StarterPid);
+            return spawn::signal(starter, 0).is_err();
+        }
+        self.control.get(Scalar::Started) != 0
+            && self.members.is_empty()
+            && self.spaces.is_empty()
+            && self.orphans.is_empty()
+    }
+
+    fn interval_ns(&self) -> u64 {
+        if self.control.get(Scalar::Started) == 0 {
+            return 2_000_000;
+        }
+        let room = self.budget().saturating_sub(self.last_total);
+        let fill = room.saturating_mul(1_000_000_000) / FILL_BYTES_PER_S / 2;
+        // Nothing changed for a while: look less often.
+        let idle = LOOK_MIN_NS << self.quiet_looks.min(7);
+        fill.max(idle).clamp(LOOK_MIN_NS, LOOK_MAX_NS)
+    }
+
+    fn budget(&self) -> u64 {
+        self.control.get(Scalar::Budget)
+    }
+
+    /// Above this the tree is taken.
+    fn take_above(&self) -> u64 {
+        let b = self.budget();
+        b - (b / 4).min(64 << 20)
+    }
+
+    fn add_member(&mut self, pid: i32) {
+        if self.members.contains_key(&pid) {
+            return;
+        }
+        let opened = || -> std::io::Result<Member> {
+            Ok(Member {
+                statm: Statm::open(pid)?,
+                pidfd: PidFd::open(pid)?,
+                space: None,
+                taking: false,
+                attempts: 0,
+                anon_bytes: 0,
+                left_bytes: 0,
+                seen: BTreeSet::new(),
+                maps: ProcMaps::open(pid)?,
+                never: Vec::new(),
+            })
+        };
+        if let Ok(m) = opened() {
+            if self.limits.is_none() {
+                self.limits = Limits::of(pid);
+            }
+            self.members.insert(pid, m);
+        }
+    }
+
+    /// One look at everything.
+    fn look(&mut self, now: u64) {
+        self.bury();
+        if now >= self.next_tree_ns && !self.members.is_empty() {
+            let started = clock::monotonic_ns();
+            self.find_children();
+            let cost = clock::monotonic_ns() - started;
+            self.next_tree_ns = now + (cost * SEARCH_SHARE).clamp(10_000_000, 1_000_000_000);
+        }
+        let mut total = 0;
+        let mut measured = Vec::new();
+        for m in self.members.values_mut() {
+            // An exec leaves the old address space: what was opened of it reads empty.
+            m.anon_bytes = m
+                .statm
+                .sample()
+                .map_or(0, |s| s.resident_bytes.saturating_sub(s.shared_bytes));
+            let pageable = m.anon_bytes.saturating_sub(m.left_bytes);
+            total += pageable;
+            if let Some(space) = m.space {
+                measured.push((space, pageable));
+            }
+        }
+        self.quiet_looks = if total == self.last_total {
+            self.quiet_looks.saturating_add(1)
+        } else {
+            0
+        };
+        self.last_total = total;
+        for (space, bytes) in measured {
+            self.input(Input::Measured { space, bytes });
+        }
+        self.respect_limits(total);
+        let pressed = total > self.take_above();
+        if pressed {
+            self.take();
+        }
+        if now >= self.next_search_ns {
+            let started = clock::monotonic_ns();
+            self.match_orphans();
+            if pressed {
+                self.find_mappings();
+            }
+            let cost = clock::monotonic_ns() - started;
+            self.next_search_ns = now + (cost * SEARCH_SHARE).clamp(1_000_000, 1_000_000_000);
+        }
+    }
+
+    fn respect_limits(&mut self, total: u64) {
+        let mut bytes = self.budget();
+        if let Some(room) = self.limits.as_ref().and_then(Limits::room_bytes) {
+            let most = i64::try_from(total)
+                .unwrap_or(i64::MAX)
+                .saturating_add(room);
+            bytes = bytes.min(u64::try_from(most).unwrap_or(0)).max(1 << 20);
+        }
+        self.input(Input::Budget { bytes });
+    }
+
+    /// Forgets members that ended.
+    fn bury(&mut self) {
+        let dead: Vec<i32> = self
+            .members
+            .iter()
+            .filter(|(_, m)| m.pidfd.has_exited())
+            .map(|(&pid, _)| pid)
+            .collect();
+        for pid in dead {
+            if let Some(m) = self.members.remove(&pid) {
+                // Children that are not found yet would be lost with their parent.
+                self.next_tree_ns = 0;
+                if let Some(space) = m.space {
+                    self.input(Input::Exited(space));
+                }
+            }
+        }
+    }
+
+    fn find_children(&mut self) {
+        let mut roots: Vec<i32> = self.members.keys().copied().collect();
+        // A member that ended left its children to whoever started it all.
+        let parent = self.control.pid(Scalar::GuardianPid);
+        roots.retain(|&p| p != parent);
+        for pid in family::descendants(roots.into_iter()) {
+            self.add_member(pid);
+        }
+    }
+
+    fn take(&mut self) {
+        let wanted: Vec<i32> = self
+            .members
+            .iter()
+            .filter(|(_, m)| {
+                m.space.is_none()
+                    && !m.taking
+                    && m.attempts < ATTEMPTS
+                    && m.anon_bytes >= TAKE_MIN_BYTES
+            })
+            .map(|(&pid, _)| pid)
+            .collect();
+        for pid in wanted {
+            // A fork's child that is served already, but not identified, must not be taken again.
+            if !self.orphans.is_empty() {
+                self.match_orphans();
+                if self.members.get(&pid).is_some_and(|m| m.space.is_some()) {
+                    continue;
+                }
+            }
+            if self.take_one(pid).is_err() {
+                if let Some(m) = self.members.get_mut(&pid) {
+                    m.attempts += 1;
+                }
+            }
+        }
+    }
+
+    fn take_one(&mut self, pid: i32) -> Result<(), String> {
+        let uffd = i32::try_from(self.line.ask(Ask::TakeHold { pid })?).unwrap_or(-1);
+        let r = self
+            .control
+            .record(uffd)
+            .ok_or("holo's guardian lost the record of the process")?;
+        let m = self.members.get_mut(&pid).ok_or("the process ended")?;
+        m.taking = true;
+        m.never
+            .extend((r.clear_tid != 0).then_some(Addr(r.clear_tid)));
+        // An exec since the member was found: what was opened then belongs to the old address space.
+        m.statm = Statm::open(pid).map_err(|e| e.to_string())?;
+        m.maps = ProcMaps::open(pid).map_err(|e| e.to_string())?;
+        m.seen.clear();
+        self.control.add(Scalar::Processes, 1);
+        let target = self
+            .target(&r)
+            .ok_or_else(|| format!("process {pid} ended while it was taken"))?;
+        self.tell(Command::Add {
+            pid,
+            target: Box::new(target),
+        });
+        Ok(())
+    }
+
+    fn target(&self, r: &Record) -> Option<Target> {
+        let uffd = Uffd::from_owned(table::claim(r.uffd)?);
+        Some(Target::new(uffd, parts(r.pid), None))
+    }
+
+    fn carry_out(&mut self, errand: Errand) {
+        match errand {
+            Errand::Added { space, pid } => {
+                let uffd = self
+                    .control
+                    .records()
+                    .find(|r| r.pid == pid)
+                    .map_or(-1, |r| r.uffd);
+                self.spaces.insert(space, (pid, uffd));
+                if let Some(m) = self.members.get_mut(&pid) {
+                    m.space = Some(space);
+                    m.taking = false;
+                    let never = m.never.clone();
+                    for at in never {
+                        let range = AddrRange {
+                            start: Addr(at.0 & !0xffff),
+                            end: Addr((at.0 & !0xffff) + 0x10000),
+                        };
+                        self.input(Input::Never { space, range });
+                    }
+                }
+                self.next_search_ns = 0;
+                self.find_mappings();
+            }
+            Errand::Refused { pid } => {
+                if let Some(m) = self.members.get_mut(&pid) {
+                    m.taking = false;
+                    m.attempts = ATTEMPTS;
+                }
+            }
+            Errand::NeedRing(space) => self.make_ring(space),
+            Errand::NeedQuiesce { space, count } => {
+                let pid = self.spaces.get(&space).map(|s| s.0);
+                if let Some(pid) = pid {
+                    if self.line.ask(Ask::Quiesce { pid }).is_ok() {
+                        self.input(Input::Quiesced { space, count });
+                    } else {
+                        // Not now: a count of zero changes nothing but lets the core ask again.
+                        self.input(Input::Quiesced { space, count: 0 });
+                    }
+                }
+            }
+            Errand::Child { space, uffd } => {
+                self.orphans.push(Orphan { space, uffd });
+                self.next_search_ns = 0;
+                self.next_tree_ns = 0;
+            }
+            Errand::Stop { space, why } => self.stopped(space, why),
+            Errand::Closed {
+                space,
+                detached,
+                target,
+            } => self.closed(space, detached, target),
+            Errand::Drop(parts) => drop(parts),
+        }
+    }
+
+    fn make_ring(&mut self, space: SpaceId) {
+        let Some(&(pid, uffd)) = self.spaces.get(&space) else {
+            self.input(Input::RingRefused(space));
+            return;
+        };
+        let known = self.control.record(uffd).filter(|r| r.ring >= 0);
+        let made = match known {
+            Some(_) => Ok(0),
+            None => self.line.ask(Ask::MakeRing { pid, uffd }),
+        };
+        let ring = made.ok().and_then(|_| {
+            let r = self.control.record(uffd)?;
+            map_ring(&r)
+        });
+        match ring {
+            Some(ring) => self.tell(Command::Ring {
+                space,
+                ring: Box::new(ring),
+            }),
+            None => self.input(Input::RingRefused(space)),
+        }
+    }
+
+    fn stopped(&mut self, space: SpaceId, why: StopReason) {
+        let Some(&(pid, _)) = self.spaces.get(&space) else {
+            return;
+        };
+        if let Some(m) = self.members.get(&pid) {
+            let _ = m.pidfd.send_signal(libc::SIGKILL);
+        }
+        self.console.message(
+            self.control,
+            &format!("process {pid}: {}", report::explain(why)),
+        );
+    }
+
+    fn closed(&mut self, space: SpaceId, detached: bool, target: Box<Target>) {
+        let uffd = target.uffd.as_raw_fd();
+        self.orphans.retain(|o| o.space != space);
+        let record = self.control.record(uffd);
+        if let Some((pid, _)) = self.spaces.remove(&space) {
+            if detached {
+                if let Some(r) = record.filter(|r| r.keeper >= 0) {
+                    let keeper = r.keeper;
+                    let _ = self.line.ask(Ask::DropKeeper { pid, keeper });
+                }
+                self.members.remove(&pid);
+            } else if let Some(m) = self.members.get_mut(&pid) {
+                // It may have started another program: that one is watched again.
+                m.space = None;
+            }
+        }
+        self.control.drop_record(uffd);
+        if let Some(r) = record {
+            table::close(r.pidfd);
+        }
+        let ring = record.map_or(-1, |r| r.ring);
+        drop(target);
+        table::unclaim(uffd);
+        if ring >= 0 {
+            table::unclaim(ring);
+        }
+    }
+
+    /// Finds the processes of fork children.
+    fn match_orphans(&mut self) {
+        if self.orphans.is_empty() {
+            return;
+        }
+        self.find_children();
+        let mut left = Vec::new();
+        for o in std::mem::take(&mut self.orphans) {
+            let Some(uffd) = duplicate(o.uffd) else {
+                continue;
+            };
+            if family::is_gone(&uffd) {
+                self.input(Input::Exited(o.space));
+                continue;
+            }
+            match self.find_match(&uffd) {
+                Some(pid) => self.known(&o, pid),
+                None => left.push(o),
+            }
+        }
+        self.orphans = left;
+    }
+
+    fn find_match(&self, uffd: &Uffd) -> Option<i32> {
+        let mut unsure = Vec::new();
+        for (&pid, m) in &self.members {
+            if m.space.is_some() || m.taking {
+                continue;
+            }
+            match family::compare(uffd, pid) {
+                Match::Same(_) => return Some(pid),
+                Match::Unsure => unsure.push(pid),
+                Match::Other | Match::Gone => {}
+            }
+        }
+        // Nothing present to try on: the only one that it can be, it is.
+        match (unsure.as_slice(), self.orphans.len()) {
+            ([pid], 0) => Some(*pid),
+            _ => None,
+        }
+    }
+
+    fn known(&mut self, o: &Orphan, pid: i32) {
+        let Some(p) = parts(pid) else { return };
+        let Ok(pidfd) = PidFd::open(pid) else { return };
+        let record = Record {
+            uffd: o.uffd,
+            pid,
+            pidfd: table::leave(pidfd.into_owned()),
+            keeper: -1,
+            ring: -1,
+            params: [0; 15],
+            clear_tid: 0,
+        };
+        self.control.put_record(&record);
+        self.control.add(Scalar::Processes, 1);
+        self.spaces.insert(o.space, (pid, o.uffd));
+        if let Some(m) = self.members.get_mut(&pid) {
+            m.space = Some(o.space);
+        }
+        self.tell(Command::Parts {
+            space: o.space,
+            parts: p,
+        });
+        self.introduce(o.space, pid, false);
+    }
+
+    /// Registers mappings that were not there, or not seen, before.
+    fn find_mappings(&mut self) {
+        let mut found = Vec::new();
+        for (&pid, m) in &mut self.members {
+            let Some(space) = m.space else { continue };
+            if scan::candidates(&mut self.text, &m.maps, &mut self.ranges).is_err() {
+                continue;
+            }
+            let now: BTreeSet<_> = self.ranges.iter().map(|r| (r.start.0, r.end.0)).collect();
+            if now.difference(&m.seen).next().is_none() {
+                m.seen = now;
+                continue;
+            }
+            heads_of(pid, &mut m.never);
+            if let Ok(survey) = scan::survey(pid, &m.never) {
+                m.left_bytes = survey.left_bytes;
+                found.push((space, survey));
+            }
+            m.seen = now;
+        }
+        for (space, survey) in found {
+            self.control.set(Scalar::LeftStack, survey.left.stack);
+            self.control.set(Scalar::LeftLocked, survey.left.locked);
+            self.control.set(Scalar::LeftShared, survey.left.shared);
+            self.control.set(Scalar::LeftFile, survey.left.file);
+            for range in survey.registered {
+                self.input(Input::Registered { space, range });
+            }
+            for range in survey.take {
+                self.input(Input::Adopt { space, range });
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::Detach(reply) => {
+                self.control.set(Scalar::Detaching, 1);
+                let spaces: Vec<_> = self.spaces.keys().copied().collect();
+                for space in spaces {
+                    self.input(Input::Detach(space));
+                }
+                // Members that were never taken have nothing to give back.
+                self.members.retain(|_, m| m.space.is_some() || m.taking);
+                self.console.reply_at_end(reply);
+            }
+            Request::Status(reply) => {
+                let report = report::build(self.control, None, 0);
+                reply.send(&serde_json::to_string(&report).unwrap_or_default());
+            }
+        }
+    }
+}
+
+pub(crate) fn parts(pid: i32) -> Option<Parts> {
+    Some(Parts {
+        pid,
+        pidfd: PidFd::open(pid).ok()?,
+        mem: TargetMem::open(pid).ok()?,
+        pagemap: Pagemap::open(pid).ok()?,
+        tasks: Tasks::open(pid).ok()?,
+    })
+}
+
+pub(crate) fn map_ring(r: &Record) -> Option<AdviceRing> {
+    let fd = table::claim(r.ring)?;
+    let ring = AdviceRing::map(fd, &RingParams(r.params)).ok()?;
+    // Without the limit the target would only have more idle workers.
+    let _ = ring.limit_workers();
+    Some(ring)
+}
+
+/// Another descriptor for what a number names, of our own to close.
+fn duplicate(number: i32) -> Option<Uffd> {
+    table::duplicate(number).map(Uffd::from_owned)
+}
+
+/// Adds the robust-list heads of all threads.
+fn heads_of(pid: i32, never: &mut Vec<Addr>) {
+    let Ok(mut tasks) = Tasks::open(pid) else {
+        return;
+    };
+    let _ = tasks.for_each(|tid| {
+        if let Ok(Some(head)) = procfs::robust_list_of(tid) {
+            if !never.contains(&head) {
+                never.push(head);
+            }
+        }
+    });
+}

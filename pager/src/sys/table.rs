@@ -1,0 +1,138 @@
+//! Descriptors by number, in a table that processes share and that outlives each of them.
+//!
+//! Pager, guardian and successor share one descriptor table (`CLONE_FILES`). A dead pager's descriptors stay
+//! open; its successor knows their numbers from shared memory and takes them over here.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Mutex;
+
+static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+/// Whether a descriptor of this number is open.
+#[must_use]
+pub fn is_open(number: RawFd) -> bool {
+    // SAFETY: asks for flags of a number; changes nothing.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
+}
+
+/// Takes over the descriptor with this number, which no part of this process owns yet. `None` if it is
+/// not open, or was claimed before.
+pub fn claim(number: RawFd) -> Option<OwnedFd> {
+    if number < 0 || !is_open(number) {
+        return None;
+    }
+    let mut claimed = CLAIMED.lock().ok()?;
+    if !claimed.insert(number) {
+        return None;
+    }
+    // SAFETY: open just now; claimed once (the set), and by contract a number that came from shared
+    // memory, hence from another process: no value of this one owns it.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Keeps a descriptor open for whoever knows its number, and gives the number.
+#[must_use]
+pub fn leave(fd: OwnedFd) -> RawFd {
+    let number = fd.as_raw_fd();
+    std::mem::forget(fd);
+    number
+}
+
+/// Says that a claimed descriptor was closed by its owner: the number may be used again.
+pub fn unclaim(number: RawFd) {
+    if let Ok(mut claimed) = CLAIMED.lock() {
+        claimed.remove(&number);
+    }
+}
+
+/// Closes a descriptor that was left, by number.
+pub fn close(number: RawFd) {
+    unclaim(number);
+    // SAFETY: a number that was left in the shared table; its only user says that it is over.
+    unsafe { libc::close(number) };
+}
+
+/// Numbers of all open descriptors.
+///
+/// # Errors
+/// What `/proc` says.
+pub fn open_numbers() -> io::Result<Vec<RawFd>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        if let Some(n) = entry?.file_name().to_str().and_then(|s| s.parse().ok()) {
+            numbers.push(n);
+        }
+    }
+    Ok(numbers)
+}
+
+/// A new descriptor for what an open number names.
+#[must_use]
+pub fn duplicate(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: makes a descriptor of an open one, or fails.
+    let fd = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    // SAFETY: just made, owned by nobody else.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// User id of the process at the other end of a Unix stream.
+#[must_use]
+pub fn peer_uid(socket: RawFd) -> Option<u32> {
+    let mut cred = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: 0,
+    };
+    let mut len = u32::try_from(size_of::<libc::ucred>()).ok()?;
+    // SAFETY: the structure and its length are valid for the writes.
+    let r = unsafe {
+        libc::getsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut cred).cast(),
+            &raw mut len,
+        )
+    };
+    (r == 0).then_some(cred.uid)
+}
+
+/// What a descriptor is of, as `/proc/self/fd` shows it.
+#[must_use]
+pub fn link_of(number: RawFd) -> Option<String> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{number}")).ok()?;
+    Some(link.to_string_lossy().into_owned())
+}
+
+/// The number of an owned descriptor.
+#[must_use]
+pub fn number_of(fd: &OwnedFd) -> RawFd {
+    fd.as_raw_fd()
+}
+
+/// Closes every descriptor above standard error that is not in `keep`. For a new process, before it owns
+/// anything.
+pub fn close_all_but(keep: &[RawFd]) {
+    for n in open_numbers().unwrap_or_default() {
+        if n > 2 && !keep.contains(&n) {
+            close(n);
+        }
+    }
+}
+
+/// Points the standard streams that are not in `keep` to nowhere.
+pub fn null_standard_streams(keep: &[RawFd]) {
+    let Ok(null) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+    else {
+        return;
+    };
+    for n in (0..3).filter(|n| !keep.contains(n)) {
+        // SAFETY: replaces a standard stream of a new process that has not used it.
+        unsafe { libc::dup2(null.as_raw_fd(), n) };
+    }
+}
