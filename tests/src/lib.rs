@@ -9,4 +9,5 @@ pub mod session;
 mod sys;
 pub mod watchdog;
 
+pub mod programs;
 pub mod torture;

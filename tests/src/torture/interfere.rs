@@ -2,18 +2,16 @@
 //! it with debuggers, all under load.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::cases::{Program, WRITE_RACE};
-use super::harness::holo::pager_pids;
+use super::harness::Draw;
 use super::harness::launch::Running;
 use super::harness::process::Process;
 use super::harness::suite::{Run, print_line};
-use super::harness::{Draw, LOOK_EVERY};
+use super::harness::tool::Tool;
 
 /// How long a tool that looks at the target may take.
 const TOOL_DEADLINE: Duration = Duration::from_secs(60);
@@ -27,36 +25,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// Wrong data, a hang, or a pager that no successor followed.
 pub fn kill_pagers(program: &Program, run: &Run<'_>, binaries: &Path) -> Result<()> {
     let mut running = program.plan(run, binaries)?.start(run)?;
-    let kills = kill_until_the_end(&mut running, run)?;
-    let end = running.finish_with(kills.saturating_sub(1))?;
-    program.judge(&end, run)
-}
-
-/// Kills every pager that comes up, after a random time each; returns how many.
-///
-/// # Errors
-/// Under holo none was ever seen, or the deadline passed.
-pub fn kill_until_the_end(running: &mut Running, run: &Run<'_>) -> Result<u64> {
-    let mut draw = Draw::new(run.seed);
-    let mut kills = 0;
-    let mut killed: Option<Process> = None;
-    while running.goes_on_for(draw.pause_ms(100, 1000))? {
-        // A successor may need a moment; one pager is killed once.
-        if let Some(pager) = pager_pids(running.family())
-            .into_iter()
-            .find(|pager| Some(*pager) != killed)
-        {
-            pager.signal("KILL")?;
-            killed = Some(pager);
-            kills += 1;
-        }
-    }
-    print_line(&format!("# pager_kills={kills}"));
-    ensure!(
-        kills > 0 || run.binaries.is_none(),
-        "no pager was seen: nothing was killed"
-    );
-    Ok(kills)
+    running.kill_pagers(run.seed);
+    program.judge(&running.finish()?, run)
 }
 
 /// Stops the target with SIGSTOP for a while and lets it go on, over and over.
@@ -138,7 +108,10 @@ pub fn debuggers(run: &Run<'_>, binaries: &Path) -> Result<()> {
         ];
         let mut saw = 0;
         for (tool, arguments, expected) in tools {
-            match bounded(tool, arguments)? {
+            match Tool::start(tool, arguments)?
+                .wait(TOOL_DEADLINE)?
+                .map(|said| said.out)
+            {
                 Some(said) if said.contains(expected) => saw += 1,
                 Some(said) if target.alive() => {
                     bail!("{tool} says only: {}", said.trim().replace('\n', " | "))
@@ -155,39 +128,4 @@ pub fn debuggers(run: &Run<'_>, binaries: &Path) -> Result<()> {
     print_line(&format!("# looks={looks}"));
     ensure!(looks > 0, "the target ended before the tools had looked");
     Ok(())
-}
-
-/// Runs a tool to its end and returns what it said; none when it overran and was killed.
-fn bounded(tool: &str, arguments: &[&str]) -> Result<Option<String>> {
-    let mut child = Command::new(tool)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .with_context(|| format!("running {tool}"))?;
-    let mut stdout = child.stdout.take().context("no pipe")?;
-    let reader = thread::spawn(move || {
-        let mut said = String::new();
-        std::io::Read::read_to_string(&mut stdout, &mut said).map(|_| said)
-    });
-    let until = Instant::now() + TOOL_DEADLINE;
-    while child.try_wait()?.is_none() {
-        if Instant::now() >= until {
-            let process = Process::of(child.id());
-            print_line(&format!(
-                "# {tool} in state {:?}",
-                process.and_then(Process::state)
-            ));
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        thread::sleep(LOOK_EVERY);
-    }
-    Ok(Some(
-        reader
-            .join()
-            .map_err(|_| anyhow::anyhow!("reading {tool}"))??,
-    ))
 }

@@ -9,7 +9,6 @@ use anyhow::{Result, ensure};
 use super::cases::Program;
 use super::harness::mix;
 use super::harness::suite::Run;
-use super::interfere;
 
 const PROGRAM: Program = Program {
     name: "slowpipe",
@@ -43,12 +42,10 @@ fn read_slowly(run: &Run<'_>, binaries: &Path, kill: bool) -> Result<()> {
     let mut plan = PROGRAM.plan(run, binaries)?;
     plan.stderr_pause = PAUSE;
     let mut running = plan.start(run)?;
-    let kills = if kill {
-        interfere::kill_until_the_end(&mut running, run)?
-    } else {
-        0
-    };
-    let end = running.finish_with(kills.saturating_sub(1))?;
+    if kill {
+        running.kill_pagers(run.seed);
+    }
+    let end = running.finish()?;
     PROGRAM.judge(&end, run)?;
     let bytes = end.statement("stream_bytes")?;
     ensure!(

@@ -49,6 +49,14 @@ impl Family {
         }
     }
 
+    /// Takes a process in that is known to belong: the command itself, just started.
+    ///
+    /// Its environment may not tell: between two images it is empty, and some programs write their title
+    /// over it.
+    pub fn adopt(&mut self, pid: u32) {
+        self.members.extend(Process::of(pid));
+    }
+
     /// The processes that run now, oldest first; zombies are not counted.
     pub fn members(&mut self) -> Vec<Stat> {
         let all = Stat::all();

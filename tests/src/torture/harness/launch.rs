@@ -1,6 +1,6 @@
 //! One command of a case: started bare or under `holo-exec`, watched to its end, and judged.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
@@ -13,13 +13,18 @@ use anyhow::{Context as _, Result, bail, ensure};
 use holo_proto::Report;
 
 use super::family::{Family, TOKEN_VARIABLE};
+use super::killer::PagerKiller;
 use super::process::Process;
-use super::suite::Run;
+use super::suite::{Run, print_line};
 use super::verdict::{self, Expected};
 use super::{LEFTOVER_GRACE, LOOK_EVERY, dump};
 
 /// Time between two refreshes of the list of a case's processes.
 const FAMILY_EVERY: Duration = Duration::from_millis(100);
+
+/// Time between two signs of life of the driver, which has its own deadlines: who waits for it need
+/// not take a long case for a hang.
+const WORD_EVERY: Duration = Duration::from_secs(30);
 
 /// How long killed processes may take to go.
 const KILL_GRACE: Duration = Duration::from_secs(10);
@@ -32,6 +37,8 @@ const STDERR_QUOTED_MAX: usize = 2000;
 pub struct Plan {
     /// Program and arguments.
     pub command: Vec<OsString>,
+    /// The program file that the paged process executes, without links.
+    pub target: PathBuf,
     /// Peak of private memory in a bare run, MiB, as `--measure` gave it; the budget is a quarter.
     pub bare_peak_mib: u64,
     /// Time from start to end, after which the run counts as hung.
@@ -57,8 +64,13 @@ impl Plan {
         bare_peak_mib: u64,
         deadline: Duration,
     ) -> Self {
+        let command: Vec<OsString> = command.into_iter().map(Into::into).collect();
         Self {
-            command: command.into_iter().map(Into::into).collect(),
+            target: command
+                .first()
+                .map(|name| program_file(name))
+                .unwrap_or_default(),
+            command,
             bare_peak_mib,
             deadline,
             wrapper: Vec::new(),
@@ -109,11 +121,12 @@ impl Plan {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let family = Family::new(token);
+        let mut family = Family::new(token);
         let started = Instant::now();
         let mut child = command
             .spawn()
             .with_context(|| format!("starting {}", program.to_string_lossy()))?;
+        family.adopt(child.id());
         let lines = Arc::new(Mutex::new(Vec::new()));
         let errors = Arc::new(Mutex::new(Vec::new()));
         let stdout = child.stdout.take().context("no pipe of standard output")?;
@@ -139,16 +152,35 @@ impl Plan {
             stdin,
             family,
             looked: started,
+            next_word: started + WORD_EVERY,
+            name: run.name.to_owned(),
             status: None,
             lines,
             errors,
             readers,
             peak_kib: 0,
+            killer: None,
             finished: false,
         };
-        running.look();
+        running.look()?;
         Ok(running)
     }
+}
+
+/// The file that a name on a command line stands for.
+fn program_file(name: &OsStr) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    // With a slash in it, the name replaces the folder that it is joined to.
+    let candidates = std::env::split_paths(&path).map(|folder| folder.join(name));
+    let direct = PathBuf::from(name);
+    let found = if direct.is_absolute() {
+        Some(direct)
+    } else {
+        candidates.into_iter().find(|file| file.is_file())
+    };
+    found
+        .and_then(|file| file.canonicalize().ok())
+        .unwrap_or_default()
 }
 
 fn read_lines(pipe: impl Read, lines: &Mutex<Vec<String>>) {
@@ -218,11 +250,14 @@ pub struct Running {
     family: Family,
     due: Instant,
     looked: Instant,
+    next_word: Instant,
+    name: String,
     status: Option<ExitStatus>,
     lines: Arc<Mutex<Vec<String>>>,
     errors: Arc<Mutex<Vec<u8>>>,
     readers: Vec<JoinHandle<()>>,
     peak_kib: u64,
+    killer: Option<PagerKiller>,
     finished: bool,
 }
 
@@ -240,8 +275,7 @@ impl Running {
 
     /// The processes that execute the plan's program.
     pub fn targets(&mut self) -> Vec<Process> {
-        let program = PathBuf::from(&self.plan.command[0]);
-        self.family.running(&program)
+        self.family.running(&self.plan.target)
     }
 
     /// Waits for the first process that executes the plan's program.
@@ -286,7 +320,7 @@ impl Running {
             }
             thread::sleep(LOOK_EVERY.min(until - now));
             if self.looked.elapsed() >= FAMILY_EVERY {
-                self.look();
+                self.look()?;
             }
         }
     }
@@ -298,8 +332,12 @@ impl Running {
         Ok(self.status.is_some())
     }
 
-    fn look(&mut self) {
+    fn look(&mut self) -> Result<()> {
         self.looked = Instant::now();
+        if self.looked >= self.next_word {
+            self.next_word = self.looked + WORD_EVERY;
+            print_line(&format!("# {} goes on", self.name));
+        }
         let members = self.family.members();
         if self.measure {
             let sum = members
@@ -308,9 +346,14 @@ impl Running {
                 .sum();
             self.peak_kib = self.peak_kib.max(sum);
         }
+        match &mut self.killer {
+            Some(killer) => killer.look(&mut self.family),
+            None => Ok(()),
+        }
     }
 
-    fn hung(&mut self, why: &str) -> anyhow::Error {
+    /// Dumps every thread of the case, kills it, and gives the error that says so.
+    pub fn hung(&mut self, why: &str) -> anyhow::Error {
         dump::threads(&mut self.family, why);
         self.kill_all();
         anyhow::anyhow!("hung")
@@ -379,11 +422,7 @@ impl Running {
     }
 
     fn stderr_end(&self) -> String {
-        let bytes = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = bytes.len().saturating_sub(STDERR_QUOTED_MAX);
-        String::from_utf8_lossy(&bytes[from..])
-            .trim()
-            .replace('\n', " | ")
+        quoted(&self.errors.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits for the command, for the end of its output and for the last of its processes.
@@ -398,7 +437,7 @@ impl Running {
             if Instant::now() >= self.due {
                 return Err(self.hung("the command has ended, but its output stays open"));
             }
-            self.look();
+            self.look()?;
             thread::sleep(LOOK_EVERY);
         }
         let until = Instant::now() + LEFTOVER_GRACE;
@@ -417,11 +456,16 @@ impl Running {
             .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
     }
 
-    /// Waits for the end and judges exit code and report, with at least so many take-overs.
+    /// From now on, kills the pagers of this command one after the other.
+    pub fn kill_pagers(&mut self, seed: u64) {
+        self.killer = Some(PagerKiller::new(seed));
+    }
+
+    /// Waits for the end and judges exit code and report.
     ///
     /// # Errors
     /// Whatever was not as planned.
-    pub fn finish_with(mut self, takeovers_min: u64) -> Result<End> {
+    pub fn finish(mut self) -> Result<End> {
         let code = self.wait()?;
         let end = End {
             lines: self.lines(),
@@ -429,50 +473,56 @@ impl Running {
             report: None,
         };
         for line in end.lines.iter().filter(|line| line.starts_with("# ")) {
-            super::suite::print_line(line);
+            print_line(line);
         }
         if self.measure {
-            super::suite::print_line(&format!(
-                "# bare_peak_mib={} (planned with {})",
-                self.peak_kib.div_ceil(1024),
-                self.plan.bare_peak_mib
+            let (measured, planned) = (self.peak_kib.div_ceil(1024), self.plan.bare_peak_mib);
+            print_line(&format!(
+                "# bare_peak_mib={measured} (planned with {planned})"
             ));
         }
         if code != self.plan.exit_code {
-            let quoted = String::from_utf8_lossy(
-                &end.stderr[end.stderr.len().saturating_sub(STDERR_QUOTED_MAX)..],
-            )
-            .trim()
-            .replace('\n', " | ");
-            bail!("exit code {code}, want {}: {quoted}", self.plan.exit_code);
+            bail!(
+                "exit code {code}, want {}: {}",
+                self.plan.exit_code,
+                quoted(&end.stderr)
+            );
         }
-        let report = if self.holo {
-            Some(verdict::check(
-                &self.report,
-                Expected {
-                    local_memory_bytes: self.plan.budget_kib() * 1024,
-                    exit_code: Some(self.plan.exit_code),
-                    pressure: self.plan.pressure,
-                    takeovers_min,
-                },
-            )?)
-        } else {
-            None
-        };
-        Ok(End { report, ..end })
-    }
-
-    /// [`Running::finish_with`] without take-overs.
-    ///
-    /// # Errors
-    /// Whatever was not as planned.
-    pub fn finish(self) -> Result<End> {
-        self.finish_with(0)
+        if !self.holo {
+            return Ok(end);
+        }
+        let kills = self.killer.as_ref().map(PagerKiller::kills);
+        if let Some(kills) = kills {
+            print_line(&format!("# pager_kills={kills}"));
+        }
+        let report = verdict::check(
+            &self.report,
+            Expected {
+                local_memory_bytes: self.plan.budget_kib() * 1024,
+                exit_code: Some(self.plan.exit_code),
+                pressure: self.plan.pressure,
+                // The last one killed may have had nothing left to do.
+                takeovers_min: kills.unwrap_or(0).saturating_sub(1),
+            },
+        )?;
+        ensure!(kills != Some(0), "no pager was seen: nothing was killed");
+        Ok(End {
+            report: Some(report),
+            ..end
+        })
     }
 
     fn take_stderr(&self) -> Vec<u8> {
         std::mem::take(&mut self.errors.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The end of what came on standard error, as one line.
+fn quoted(stderr: &[u8]) -> String {
+    let from = stderr.len().saturating_sub(STDERR_QUOTED_MAX);
+    String::from_utf8_lossy(&stderr[from..])
+        .trim()
+        .replace('\n', " | ")
 }
 
 impl Drop for Running {

@@ -5,11 +5,13 @@
 pub mod dump;
 pub mod family;
 pub mod holo;
+pub mod killer;
 pub mod launch;
 pub mod memcg;
 pub mod options;
 pub mod process;
 pub mod suite;
+pub mod tool;
 pub mod verdict;
 
 use std::time::Duration;

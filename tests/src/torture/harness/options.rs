@@ -1,7 +1,5 @@
 //! The command line and environment of a suite.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, bail};
 
 /// What a suite was asked to do.
@@ -17,10 +15,10 @@ pub struct Options {
     pub list: bool,
     /// Cases to run; empty: all.
     pub only: Vec<String>,
+    /// Only cases whose name holds this: what the test runner asks for.
+    pub holding: Option<String>,
     /// Times that each case runs, with a seed of its own each time.
     pub rounds: u64,
-    /// Repeat each case until its share of this time is used; overrides `rounds`.
-    pub soak: Option<Duration>,
     /// Seed of the first round.
     pub seed: u64,
 }
@@ -34,7 +32,7 @@ usage: [--bare] [--measure] [--sabotage] [--list] [--only NAME]... [--rounds N] 
   --only      run the cases whose name is NAME or begins with NAME and a dot
   --rounds    run each case N times, seeds counting up
   --seed      seed of the first round (default: HOLO_SEED, or 1)
-environment: HOLO_BIN_DIR (where holo and holo-exec are), HOLO_SEED, HOLO_SOAK_MINUTES";
+environment: HOLO_BIN_DIR (where holo and holo-exec are), HOLO_SEED, HOLO_CASE (a part of a name)";
 
 impl Options {
     /// Reads the process's arguments and environment.
@@ -59,17 +57,13 @@ impl Options {
             sabotage: false,
             list: false,
             only: Vec::new(),
+            holding: environment("HOLO_CASE").filter(|text| !text.is_empty()),
             rounds: 1,
-            soak: None,
             seed: match environment("HOLO_SEED") {
                 Some(text) => number(&text, "HOLO_SEED")?,
                 None => 1,
             },
         };
-        if let Some(text) = environment("HOLO_SOAK_MINUTES").filter(|text| !text.is_empty()) {
-            let minutes = number(&text, "HOLO_SOAK_MINUTES")?;
-            options.soak = (minutes > 0).then(|| Duration::from_secs(60 * minutes));
-        }
         let mut arguments = arguments.into_iter();
         while let Some(flag) = arguments.next() {
             let mut value = || {
@@ -94,13 +88,16 @@ impl Options {
     /// Says whether the case of this name was asked for.
     #[must_use]
     pub fn wants(&self, name: &str) -> bool {
-        self.only.is_empty()
-            || self.only.iter().any(|only| {
-                name == only
-                    || name
-                        .strip_prefix(only.as_str())
-                        .is_some_and(|rest| rest.starts_with('.'))
-            })
+        let is = |only: &String| {
+            name == only
+                || name
+                    .strip_prefix(only.as_str())
+                    .is_some_and(|rest| rest.starts_with('.'))
+        };
+        self.holding
+            .as_deref()
+            .is_none_or(|part| name.contains(part))
+            && (self.only.is_empty() || self.only.iter().any(is))
     }
 }
 

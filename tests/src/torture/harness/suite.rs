@@ -6,7 +6,6 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
@@ -142,12 +141,9 @@ pub fn run(cases: &[Case], options: &Options, scratch: &Scratch) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let share = options
-        .soak
-        .map(|time| time / u32::try_from(wanted.len()).unwrap_or(u32::MAX));
     let (mut passed, mut failed) = (0_u32, 0_u32);
     for case in wanted {
-        match rounds(case, options, binaries.as_ref(), scratch, share) {
+        match rounds(case, options, binaries.as_ref(), scratch) {
             Ok(count) => {
                 passed += 1;
                 if count > 1 {
@@ -178,9 +174,7 @@ fn rounds(
     options: &Options,
     binaries: Option<&Binaries>,
     scratch: &Scratch,
-    share: Option<Duration>,
 ) -> Result<u64> {
-    let started = Instant::now();
     let mut round = 0;
     loop {
         let seed = options.seed.wrapping_add(round);
@@ -194,11 +188,7 @@ fn rounds(
             ));
         })?;
         round += 1;
-        let enough = match share {
-            Some(share) => started.elapsed() >= share,
-            None => round >= options.rounds,
-        };
-        if enough {
+        if round >= options.rounds {
             return Ok(round);
         }
     }
@@ -227,6 +217,8 @@ fn one_round(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use crate::torture::harness::launch::Plan;
 
     fn bare(script: &'static str, deadline_s: u64) -> Result<()> {
@@ -238,7 +230,7 @@ mod tests {
             list: false,
             only: Vec::new(),
             rounds: 1,
-            soak: None,
+            holding: None,
             seed: 1,
         };
         let case = Case::new("case", move |run| {
@@ -251,7 +243,7 @@ mod tests {
             .finish()?;
             Ok(())
         });
-        rounds(&case, &options, None, &scratch, None).map(|_| ())
+        rounds(&case, &options, None, &scratch).map(|_| ())
     }
 
     #[test]
