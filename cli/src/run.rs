@@ -162,7 +162,10 @@ fn wait_for(session: &Session, signals: &Signals, child: &mut Child, pid: i32) -
         }
         if watched && session.gone() {
             watched = false;
-            if session.holds_something() && matches!(spawn::wait(pid, false), Ok(None)) {
+            if let Ok(Some(ended @ (Ended::Code(_) | Ended::Signal(_)))) = spawn::wait(pid, false) {
+                return ended;
+            }
+            if session.holds_something() {
                 eprintln!(
                     "holo-exec: the pager and its guardian both died; process {pid} was killed, because \
                      part of its memory was with them"

@@ -987,11 +987,16 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
+    /// Nothing of a predecessor is outstanding: its batch can be finished, and the ring is ours.
     pub(super) fn ring_quiet(&mut self, id: SpaceId) {
+        if let Some(s) = self.space(id) {
+            s.ring = Ring::Ready;
+        }
         let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
             return;
         };
         if b.phase == Phase::Recover {
+            b.started = self.now;
             self.waited(id, &mut b);
         }
         if let Some(s) = self.space(id) {

@@ -100,6 +100,8 @@ scalars! {
     ReportFd = 43,
     /// The first process has ended and all of it is counted.
     RootGone = 44,
+    /// Descriptor number plus one of the guardian's pidfd of the pager; 0 until it watches this one.
+    GuardianWatchFd = 45,
     /// All that was attached was asked to be detached.
     Detaching = 41,
 }

@@ -108,25 +108,30 @@ pub(crate) fn guard(
     successor: impl Fn() -> i32,
 ) -> i32 {
     loop {
-        let Ok(pidfd) = PidFd::open(pager) else {
-            if !restart(control, &mut pager, &successor) {
-                return 1;
-            }
-            continue;
-        };
-        let fds = [pidfd.as_raw_fd(), line.as_raw_fd()];
-        let ready = spawn::poll_readable(&fds, None);
+        watch_one(control, line, pager);
+        if control.get(Scalar::Done) != 0 {
+            return 0;
+        }
+        if !restart(control, &mut pager, &successor) {
+            return 1;
+        }
+    }
+}
+
+/// Answers one pager until it ends.
+fn watch_one(control: Control, line: &UnixDatagram, pager: i32) {
+    // Without a pidfd it is gone already.
+    let Ok(pidfd) = PidFd::open(pager) else {
+        return;
+    };
+    control.set_fd(Scalar::GuardianWatchFd, pidfd.as_raw_fd());
+    loop {
+        let ready = spawn::poll_readable(&[pidfd.as_raw_fd(), line.as_raw_fd()], None);
         if ready & 2 != 0 {
             answer(control, line);
         }
         if ready & 1 != 0 {
-            drop(pidfd);
-            if control.get(Scalar::Done) != 0 {
-                return 0;
-            }
-            if !restart(control, &mut pager, &successor) {
-                return 1;
-            }
+            return;
         }
     }
 }
@@ -139,6 +144,7 @@ fn restart(control: Control, pager: &mut i32, successor: &impl Fn() -> i32) -> b
     control.add(Scalar::CpuOfDead, control.get(Scalar::CpuOfPager));
     control.set(Scalar::CpuOfPager, 0);
     control.add(Scalar::Takeovers, 1);
+    control.set(Scalar::GuardianWatchFd, 0);
     match spawn::spawn_sharing_descriptors(successor) {
         Ok(pid) => {
             *pager = pid;

@@ -390,6 +390,16 @@ fn run_pager(
         let what = what.to_owned();
         move |e: io::Error| format!("{what}: {e}")
     };
+    // What is open now, before anything of ours is: the predecessor's.
+    let inherited = if first {
+        Vec::new()
+    } else {
+        let until = clock::monotonic_ns() + PREDECESSOR_NS;
+        while control.get(Scalar::GuardianWatchFd) == 0 && clock::monotonic_ns() < until {
+            spawn::poll_readable(&[], Some(100_000));
+        }
+        table::open_numbers().map_err(system("cannot list descriptors"))?
+    };
     let opened =
         open_memory(control, settings, first).map_err(system("cannot make the pager's memory"))?;
     let config = Config {
@@ -404,6 +414,7 @@ fn run_pager(
         let store = EmbeddedStore::create(arena, limit);
         Core::create(opened.memory, store, config).map_err(|e| e.to_string())?
     } else {
+        close_what_the_dead_left(control, opened.memory, &inherited);
         recover(control, opened.memory, arena, limit, config).map_err(|e| e.to_string())?
     };
     let console = if first {
@@ -483,7 +494,6 @@ fn recover(
     limit: u64,
     config: Config,
 ) -> Result<LiveCore, Unrecoverable> {
-    close_what_the_dead_left(control, memory);
     let mut core = Core::recover(memory, config, |live| {
         EmbeddedStore::recover(arena, limit, live.iter().copied()).map_err(Unrecoverable::from)
     })?;
@@ -493,7 +503,7 @@ fn recover(
 
 /// The predecessor's other descriptors are in the shared table: closed, so that they don't pile up. What
 /// is known by number stays, and so does what the journal says of forks that nobody has answered.
-fn close_what_the_dead_left(control: Control, memory: Memory<'static>) {
+fn close_what_the_dead_left(control: Control, memory: Memory<'static>, inherited: &[i32]) {
     let mut keep: Vec<i32> = Vec::new();
     for s in [
         Scalar::MapFd,
@@ -503,6 +513,7 @@ fn close_what_the_dead_left(control: Control, memory: Memory<'static>) {
         Scalar::ConsoleFd,
         Scalar::LineFd,
         Scalar::GuardianLineFd,
+        Scalar::GuardianWatchFd,
         Scalar::AliveFd,
         Scalar::MessagesFd,
         Scalar::ReportFd,
@@ -525,7 +536,11 @@ fn close_what_the_dead_left(control: Control, memory: Memory<'static>) {
             }
         }
     }
-    table::close_all_but(&keep);
+    for &n in inherited {
+        if n > 2 && !keep.contains(&n) {
+            table::close(n);
+        }
+    }
 }
 
 /// Takes over the descriptors of every space; returns which, with the number of each userfaultfd.
