@@ -1,7 +1,21 @@
 //! Taking hold of real processes: what they notice of it (nothing), and what is refused (with its reason).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test fails by panicking, and prints times for who runs it by hand"
+)]
+
+#[path = "attach/refused.rs"]
+mod refused;
 #[path = "attach/support.rs"]
 mod support;
+#[path = "attach/unnoticed.rs"]
+mod unnoticed;
+#[path = "attach/without.rs"]
+mod without;
 
 use holo_pager::sys::attach::{advise_self, drop_keeper, make_ring, quiesce, take_hold};
 use support::{Target, print_distribution};
@@ -12,11 +26,11 @@ fn rounds() -> usize {
 }
 
 /// Takes hold of a busy program and lets go, again and again; it must notice nothing.
-fn unnoticed(kinds: &[&str], rounds: usize) {
+fn notices_nothing(kinds: &[&str], rounds: usize) {
     let target = Target::busy(kinds);
     let pid = target.pid;
     let descriptors = target.descriptors();
-    let (mut holds, mut rings, mut stops) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut holds, mut rings, mut stops) = (vec![], vec![], vec![]);
     for round in 0..rounds {
         let hold = take_hold(pid).unwrap_or_else(|e| panic!("round {round}: {e}"));
         holds.push(hold.stop_us);
@@ -48,7 +62,7 @@ macro_rules! unnoticed {
         mod $kind {
             #[test]
             fn is_unnoticed() {
-                super::unnoticed(&[stringify!($kind); 3], super::rounds());
+                super::notices_nothing(&[stringify!($kind); 3], super::rounds());
             }
         }
     )*};
@@ -70,5 +84,5 @@ fn a_program_of_eight_threads_notices_nothing() {
         "futex_timeout",
         "semtimedop",
     ];
-    unnoticed(&kinds, 8 * rounds());
+    notices_nothing(&kinds, 8 * rounds());
 }

@@ -9,7 +9,7 @@
 //! [`inject`]: super::inject
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use holo_proto::{Addr, AddrRange};
@@ -29,10 +29,8 @@ const CALL_PATIENCE: Duration = Duration::from_secs(2);
 /// Threads tried before the process counts as one that cannot be stopped.
 const THREADS_TRIED: usize = 8;
 
-/// How long the thread that made a ring is held for the ring's end, which takes a millisecond as a rule.
-const RING_END_NS: u64 = 50_000_000;
-
 const MAKING_A_RING: &str = "io_uring_setup";
+const MAKING_A_THREAD: &str = "clone";
 const PR_GET_TID_ADDRESS: u64 = 40;
 /// The ring's thread sleeps after so many milliseconds without work.
 const RING_IDLE_MS: u32 = 2;
@@ -65,8 +63,6 @@ pub struct RingHold {
     pub fd: OwnedFd,
     /// `struct io_uring_params` as the kernel filled it.
     pub params: [u64; 15],
-    /// The thread that made it; see [`drop_ring`].
-    pub made_by: i32,
     /// How long the thread was stopped, microseconds.
     pub stop_us: u64,
 }
@@ -201,65 +197,39 @@ fn keep(stopped: &mut Stopped, pid: i32, low: u64, high: u64) -> Result<i32, Fai
 
 /// Makes an io_uring with a kernel thread of its own (SQPOLL) in a process, and takes its descriptor out.
 ///
+/// A ring belongs to the thread that made it: at the ring's end that thread is called upon, and whatever call it
+/// waits in just then ends early (an `epoll_wait` says EINTR to a program without signal handlers). So it is
+/// made by a thread that we make in the process, and that ends at once.
+///
 /// # Errors
 /// Why not; the process then goes on as before.
 pub fn make_ring(pid: i32, entries: u32) -> Result<RingHold, AttachError> {
     let target = Target::open(pid)?;
     let (made, stop_us) = in_a_stop(&target, MAKING_A_RING, move |stopped, pidfd| {
-        let scratch = stopped
+        let mut maker = stopped
+            .spawn()?
+            .map_err(|errno| no_ring(pid, MAKING_A_THREAD, errno))?;
+        // The program need not wait for the rest.
+        stopped.release();
+        let scratch = maker
             .map_scratch(SCRATCH_BYTES)?
             .map_err(|errno| AttachError::kernel(pid, "mmap", errno))?;
-        stopped.poke(scratch, &RingParams::request(RING_IDLE_MS).0)?;
+        maker.poke(scratch, &RingParams::request(RING_IDLE_MS).0)?;
         let arguments = [u64::from(entries), scratch.0];
-        let ring = stopped
+        let ring = maker
             .call(libc::SYS_io_uring_setup, &arguments)?
-            .map_err(|errno| no_ring(pid, errno))?;
-        stopped.close_later(ring);
+            .map_err(|errno| no_ring(pid, MAKING_A_RING, errno))?;
+        maker.close_later(ring);
         let fd = fds::copy_out(pidfd, ring)
             .map_err(|errno| AttachError::kernel(pid, "pidfd_getfd", errno))?;
-        Ok((fd, stopped.peek(scratch)?, stopped.tid()))
+        Ok((fd, maker.peek(scratch)?))
     })?;
-    let (fd, params, made_by) = made;
+    let (fd, params) = made;
     Ok(RingHold {
         fd,
         params,
-        made_by,
         stop_us,
     })
-}
-
-/// Has `close` give up a ring's last descriptor and mappings while the thread that made it is stopped; returns
-/// the length of the stop, zero when there was none.
-///
-/// The end of a ring is a task for that thread, and whatever call it waits in just then would end early for
-/// it: an `epoll_wait` would say EINTR to a program that has no signal handler. `close` is called in any case.
-pub fn drop_ring(pid: i32, made_by: i32, close: impl FnOnce() + Send + 'static) -> u64 {
-    let close = Arc::new(Mutex::new(Some(close)));
-    let theirs = close.clone();
-    let stop_us = Target::open(pid).and_then(|target| {
-        let answer = in_one_stop(&target, made_by, true, move |stopped, _| {
-            let scratch = stopped
-                .map_scratch(SCRATCH_BYTES)?
-                .map_err(|errno| AttachError::kernel(pid, "mmap", errno))?;
-            // A wait for no signal, with a time limit. Unlike a sleep it leaves the thread's own restart alone.
-            let time = scratch.offset(8);
-            stopped.poke(scratch, &[0, 0, RING_END_NS])?;
-            let arguments = [scratch.0, 0, time.0, 8];
-            let _ = stopped.call_with(libc::SYS_rt_sigtimedwait, &arguments, || run(&theirs))?;
-            Ok(())
-        });
-        answer.map(|((), stop_us)| stop_us).or(Ok(0))
-    });
-    run(&close);
-    stop_us.unwrap_or(0)
-}
-
-/// Runs what has not been run yet.
-fn run(once: &Mutex<Option<impl FnOnce()>>) {
-    let taken = once.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(taken) = taken {
-        taken();
-    }
 }
 
 /// Closes the descriptor that [`take_hold`] left in a process. A number that is no userfaultfd any more is left
@@ -386,8 +356,14 @@ fn in_a_stop<T: Send + 'static>(
     let mut tried = 0;
     loop {
         let mut last = AttachError::Changed { pid };
-        for tid in process::candidates(pid)? {
-            if tid != pid && fds::have_different_descriptors(pid, tid) {
+        let candidates = process::candidates(pid)?;
+        // A leader that has ended has no descriptors to compare with.
+        let leader = match candidates.first() {
+            Some(&first) if process::is_ending(pid, pid) => first,
+            _ => pid,
+        };
+        for tid in candidates {
+            if tid != leader && fds::have_different_descriptors(leader, tid) {
                 continue;
             }
             let work = work.clone();
@@ -432,7 +408,7 @@ fn in_one_stop<T: Send + 'static>(
     let plan = Plan {
         pid,
         tid,
-        syscall_at: target.syscall_at,
+        syscall: target.syscall,
         suspend_seccomp: target.suspend_seccomp,
         boost,
     };
@@ -478,8 +454,10 @@ fn no_userfaultfd(pid: i32, errno: Errno) -> AttachError {
     }
 }
 
-fn no_ring(pid: i32, errno: Errno) -> AttachError {
+fn no_ring(pid: i32, op: &'static str, errno: Errno) -> AttachError {
     let why = match errno {
+        libc::EAGAIN => return AttachError::LimitNproc { pid },
+        _ if op != MAKING_A_RING => return AttachError::kernel(pid, op, errno),
         libc::ENOSYS => {
             "this kernel was built without it: boot one with CONFIG_IO_URING=y".to_owned()
         }
@@ -491,8 +469,7 @@ fn no_ring(pid: i32, errno: Errno) -> AttachError {
                 level.as_deref().map_or("unknown", str::trim)
             )
         }
-        libc::EAGAIN => return AttachError::LimitNproc { pid },
-        other => return refuse_descriptor(pid, "io_uring_setup", other),
+        other => return refuse_descriptor(pid, op, other),
     };
     AttachError::IoUringOff { pid, why }
 }

@@ -18,7 +18,7 @@
 //! the process is killed: it must not run on with our registers.
 
 use std::fs::OpenOptions;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use holo_proto::Addr;
@@ -41,6 +41,9 @@ const IDLE_PAUSE: Duration = Duration::from_millis(5);
 const CS_64_BIT: u64 = 0x33;
 /// Where a restartable-sequences area names the sequence that the thread is in.
 const RSEQ_CS_AT: u64 = 8;
+/// A thread like any other of the process: CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM.
+const SPAWN_FLAGS: u64 = 0x0005_0f00;
+const SPAWN_TRIES: usize = 10;
 /// Bytes of scratch memory are mapped in such units.
 const SCRATCH_UNIT: u64 = 4096;
 
@@ -61,13 +64,24 @@ pub(super) enum Lost {
     Ptrace(Errno),
 }
 
+/// Bytes from a `syscall` instruction on that are compared to recognise the memory that it is in.
+pub(super) const AROUND_BYTES: usize = 32;
+
+/// A `syscall` instruction in a process's vdso.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Syscall {
+    /// Its address.
+    pub(super) at: Addr,
+    /// It and what follows.
+    pub(super) bytes: [u8; AROUND_BYTES],
+}
+
 /// What is needed to stop one thread; gathered before the stop.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) pid: i32,
     pub(super) tid: i32,
-    /// Address of a `syscall` instruction.
-    pub(super) syscall_at: Addr,
+    pub(super) syscall: Syscall,
     /// Suspend the thread's seccomp filter.
     pub(super) suspend_seccomp: bool,
     /// Give the stopped thread precedence. Threads that it makes meanwhile would inherit it.
@@ -83,6 +97,8 @@ pub(super) struct Stopped {
     /// What the thread goes on with.
     saved: Registers,
     mask: u64,
+    /// How its seccomp filter is suspended, if it is.
+    filter_option: usize,
     /// The restartable sequence that it was stopped in: where that is noted, and the note.
     sequence: Option<(Addr, u64)>,
     dispatch: Option<Dispatch>,
@@ -96,6 +112,11 @@ pub(super) struct Stopped {
     scratch: Option<(Addr, u64)>,
     cleaning: bool,
     boost: Option<Boost>,
+    /// The thread that it was made to make.
+    made: Option<i32>,
+    /// It is none of the program's threads: it ends instead of going on.
+    ours: bool,
+    stop_us: u64,
 }
 
 /// Where the thread is stopped.
@@ -132,39 +153,43 @@ pub(super) fn with_stopped<T, E: From<Lost>>(
 impl Stopped {
     fn stop(plan: &Plan, agreement: &Agreement) -> Result<Self, Lost> {
         let tid = plan.tid;
-        let path = format!("/proc/{}/task/{tid}/mem", plan.pid);
-        let mem = OpenOptions::new().read(true).write(true).open(path);
-        let mem = mem.map_err(|e| match e.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM) => Lost::Denied,
-            _ => Lost::Gone,
-        })?;
-        let mem = TargetMem::from_owned(OwnedFd::from(mem));
         let mut options = ptrace::TRACE_SYSCALL_GOOD;
         if plan.suspend_seccomp {
             options |= ptrace::SUSPEND_SECCOMP;
         }
         ptrace::seize(tid, options).map_err(|errno| match errno {
-            libc::ESRCH => Lost::Gone,
             libc::EPERM | libc::EACCES => Lost::Denied,
-            other => Lost::Ptrace(other),
+            other => lost(other),
         })?;
         let since = Instant::now();
         stop_at_trap(tid, || {
             since.elapsed() < STOP_PATIENCE && !agreement.is_abandoned()
         })?;
-        let mut saved = ptrace::registers(tid).map_err(Lost::Ptrace)?;
+        // Only now: until it stopped it may have started another program, with other memory.
+        let path = format!("/proc/{}/task/{tid}/mem", plan.pid);
+        let mem = OpenOptions::new().read(true).write(true).open(path);
+        let mem = TargetMem::from_owned(OwnedFd::from(mem.map_err(|_| Lost::Gone)?));
+        let mut there = [0; AROUND_BYTES];
+        let read = mem
+            .read(plan.syscall.at, &mut there)
+            .map_err(|_| Lost::Gone)?;
+        if read != there.len() || there != plan.syscall.bytes {
+            return Err(Lost::Gone);
+        }
+        let mut saved = ptrace::registers(tid).map_err(lost)?;
         if saved.cs != CS_64_BIT {
             let _ = ptrace::detach(tid, 0);
             return Err(Lost::ThirtyTwoBit);
         }
         restart::make_restartable(&mut saved);
-        let mask = ptrace::signal_mask(tid).map_err(Lost::Ptrace)?;
+        let mask = ptrace::signal_mask(tid).map_err(lost)?;
         let mut stopped = Self {
             tid,
             mem,
-            syscall_at: plan.syscall_at,
+            syscall_at: plan.syscall.at,
             saved,
             mask,
+            filter_option: options & ptrace::SUSPEND_SECCOMP,
             sequence: None,
             dispatch: ptrace::dispatch(tid),
             since,
@@ -175,9 +200,12 @@ impl Stopped {
             scratch: None,
             cleaning: false,
             boost: None,
+            made: None,
+            ours: false,
+            stop_us: 0,
         };
         stopped.sequence = stopped.restartable_sequence();
-        stopped.prepare(options).map_err(Lost::Ptrace)?;
+        stopped.prepare(options).map_err(lost)?;
         if plan.boost {
             stopped.boost = Boost::stopped_thread(tid);
         }
@@ -231,28 +259,12 @@ impl Stopped {
         }
     }
 
-    /// The thread.
-    pub(super) const fn tid(&self) -> i32 {
-        self.tid
-    }
-
     /// Makes a system call in the thread. The outer error means that the thread is lost, the inner one is
     /// the call's errno.
     pub(super) fn call(
         &mut self,
         number: i64,
         arguments: &[u64],
-    ) -> Result<Result<u64, Errno>, Lost> {
-        self.call_with(number, arguments, || ())
-    }
-
-    /// As [`Stopped::call`], with something of ours done when the thread has entered the call: nothing that the
-    /// kernel has the thread do from then on is done before the call ends.
-    pub(super) fn call_with(
-        &mut self,
-        number: i64,
-        arguments: &[u64],
-        entered: impl FnOnce(),
     ) -> Result<Result<u64, Errno>, Lost> {
         if self.state == State::Released {
             return Err(Lost::Gone);
@@ -274,16 +286,15 @@ impl Stopped {
         regs.orig_rax = u64::MAX;
         self.request(ptrace::set_registers(self.tid, &regs))?;
         self.request(ptrace::resume_to_syscall(self.tid, 0))?;
-        let result = self.run_to_exit(entered)?;
+        let result = self.run_to_exit()?;
         Ok(u64::try_from(result).map_err(|_| {
             let errno = i32::try_from(-result).unwrap_or(i32::MAX);
             if errno < 512 { errno } else { libc::EINTR }
         }))
     }
 
-    fn run_to_exit(&mut self, entered: impl FnOnce()) -> Result<i64, Lost> {
+    fn run_to_exit(&mut self) -> Result<i64, Lost> {
         let begun = Instant::now();
-        let mut entered = Some(entered);
         let mut hurried = false;
         loop {
             let (agreement, cleaning) = (&self.agreement, self.cleaning);
@@ -313,12 +324,13 @@ impl Stopped {
                         return Ok(result);
                     }
                     SyscallStop::Entry(_) | SyscallStop::None => {
-                        if let Some(entered) = entered.take() {
-                            entered();
-                        }
                         self.request(ptrace::resume_to_syscall(self.tid, 0))?;
                     }
                 },
+                Some(Stop::Cloned) => {
+                    self.made = Some(self.request(ptrace::made_thread(self.tid))?);
+                    self.request(ptrace::resume_to_syscall(self.tid, 0))?;
+                }
                 // Not even entered: the thread is in a frozen cgroup.
                 Some(Stop::Trap) if hurried => {
                     self.state = State::Trap;
@@ -336,12 +348,11 @@ impl Stopped {
 
     fn request<T>(&mut self, result: Result<T, Errno>) -> Result<T, Lost> {
         result.map_err(|errno| {
-            if errno == libc::ESRCH {
+            let lost = lost(errno);
+            if lost == Lost::Gone {
                 self.state = State::Released;
-                Lost::Gone
-            } else {
-                Lost::Ptrace(errno)
             }
+            lost
         })
     }
 
@@ -388,15 +399,75 @@ impl Stopped {
         self.lasting.push(fd);
     }
 
-    /// Closes what must not stay and puts everything back; returns the length of the stop.
-    fn release(&mut self) -> u64 {
+    /// Has the thread make another one, to make calls in while this one goes on. The new thread runs no
+    /// instruction of the program, needs no stack, blocks all signals, and ends when it is dropped.
+    pub(super) fn spawn(&mut self) -> Result<Result<Self, Errno>, Lost> {
+        let options = ptrace::TRACE_SYSCALL_GOOD | ptrace::EXIT_KILL | self.filter_option;
+        self.request(ptrace::set_options(self.tid, options | ptrace::TRACE_CLONE))?;
+        let mut tries = 0;
+        while let Err(errno) = self.call(libc::SYS_clone, &[SPAWN_FLAGS])? {
+            tries += 1;
+            // A stop of the process makes the kernel ask for it again.
+            if errno != libc::EINTR || tries == SPAWN_TRIES {
+                return Ok(Err(errno));
+            }
+        }
+        let tid = self.made.take().ok_or(Lost::Gone)?;
+        // It is on its way to its first stop: whatever happens, it must not be left before.
+        match ptrace::wait_for_stop(tid, Pace::Sleep, || true) {
+            Some(Stop::Gone) | None => return Err(Lost::Gone),
+            Some(Stop::Trap | Stop::Syscall | Stop::Cloned | Stop::Signal(_)) => {}
+        }
+        let mem = self.mem.as_fd().try_clone_to_owned();
+        Ok(Ok(Self {
+            tid,
+            mem: TargetMem::from_owned(mem.map_err(|_| Lost::Ptrace(libc::EMFILE))?),
+            syscall_at: self.syscall_at,
+            saved: self.saved,
+            mask: u64::MAX,
+            sequence: None,
+            dispatch: None,
+            since: Instant::now(),
+            agreement: self.agreement.clone(),
+            state: State::Trap,
+            temporary: Vec::with_capacity(8),
+            lasting: Vec::new(),
+            scratch: None,
+            cleaning: false,
+            boost: None,
+            made: None,
+            ours: true,
+            stop_us: 0,
+            filter_option: self.filter_option,
+        }))
+    }
+
+    /// Closes what must not stay, puts everything back and lets the thread go; returns the length of the stop.
+    pub(super) fn release(&mut self) -> u64 {
         if self.state != State::Released {
             self.cleaning = true;
             let _ = self.clean_up();
-            let _ = self.put_back();
+            if self.ours {
+                let _ = self.end();
+            } else {
+                let _ = self.put_back();
+            }
             self.state = State::Released;
+            self.stop_us = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
         }
-        u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX)
+        self.stop_us
+    }
+
+    /// Ends a thread that is ours.
+    fn end(&mut self) -> Result<(), Lost> {
+        match self.call(libc::SYS_exit, &[0]) {
+            Err(Lost::Gone) => {
+                ptrace::reap(self.tid);
+                Ok(())
+            }
+            Err(lost) => Err(lost),
+            Ok(_) => Err(Lost::Gone),
+        }
     }
 
     fn clean_up(&mut self) -> Result<(), Lost> {
@@ -449,17 +520,13 @@ impl Drop for Stopped {
 
 /// Asks a traced thread to stop and waits until it is at a trap, passing on signals that it meets before.
 pub(super) fn stop_at_trap(tid: i32, mut patience: impl FnMut() -> bool) -> Result<(), Lost> {
-    let lost = |errno| match errno {
-        libc::ESRCH => Lost::Gone,
-        other => Lost::Ptrace(other),
-    };
     ptrace::interrupt(tid).map_err(lost)?;
     loop {
         match ptrace::wait_for_stop(tid, Pace::Sleep, &mut patience) {
             None => return Err(Lost::DidNotStop),
             Some(Stop::Gone) => return Err(Lost::Gone),
             Some(Stop::Trap) => return Ok(()),
-            Some(Stop::Syscall) => ptrace::resume(tid, 0).map_err(lost)?,
+            Some(Stop::Syscall | Stop::Cloned) => ptrace::resume(tid, 0).map_err(lost)?,
             Some(Stop::Signal(signal)) => {
                 // A stop for a signal uses up the request to stop.
                 ptrace::interrupt(tid).map_err(lost)?;
@@ -471,8 +538,8 @@ pub(super) fn stop_at_trap(tid: i32, mut patience: impl FnMut() -> bool) -> Resu
 
 /// Takes a thread from the exit of a system call to a trap; no instruction of the program runs on the way.
 fn continue_to_trap(tid: i32, pace: Pace) -> Result<(), Lost> {
-    ptrace::interrupt(tid).map_err(Lost::Ptrace)?;
-    ptrace::resume(tid, 0).map_err(Lost::Ptrace)?;
+    ptrace::interrupt(tid).map_err(lost)?;
+    ptrace::resume(tid, 0).map_err(lost)?;
     let begun = Instant::now();
     loop {
         let stop = ptrace::wait_for_stop(tid, pace, || {
@@ -484,11 +551,19 @@ fn continue_to_trap(tid: i32, pace: Pace) -> Result<(), Lost> {
         match stop {
             Some(Stop::Trap) => return Ok(()),
             None | Some(Stop::Gone) => return Err(Lost::Gone),
-            Some(Stop::Syscall) => ptrace::resume(tid, 0).map_err(Lost::Ptrace)?,
+            Some(Stop::Syscall | Stop::Cloned) => ptrace::resume(tid, 0).map_err(lost)?,
             Some(Stop::Signal(signal)) => {
-                ptrace::interrupt(tid).map_err(Lost::Ptrace)?;
-                ptrace::resume(tid, signal).map_err(Lost::Ptrace)?;
+                ptrace::interrupt(tid).map_err(lost)?;
+                ptrace::resume(tid, signal).map_err(lost)?;
             }
         }
+    }
+}
+
+/// What a failed ptrace request means: a stopped thread can always be killed.
+const fn lost(errno: Errno) -> Lost {
+    match errno {
+        libc::ESRCH => Lost::Gone,
+        other => Lost::Ptrace(other),
     }
 }

@@ -7,9 +7,10 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use holo_proto::{Addr, AddrRange};
+use holo_proto::AddrRange;
 
 use super::fds;
+use super::inject::{AROUND_BYTES, Syscall};
 use super::maps::{MapName, ProcMaps, VmFlags, mappings, smaps};
 use super::mem::TargetMem;
 use super::refuse::AttachError;
@@ -140,8 +141,8 @@ pub(super) fn candidates(pid: i32) -> Result<Vec<i32>, AttachError> {
 pub(super) struct Target {
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
-    /// Address of a `syscall` instruction.
-    pub(super) syscall_at: Addr,
+    /// The instruction that calls are made with.
+    pub(super) syscall: Syscall,
     /// It is under a seccomp filter that has to be suspended.
     pub(super) suspend_seccomp: bool,
 }
@@ -158,14 +159,8 @@ impl Target {
             return Err(AttachError::Exiting { pid });
         };
         refuse_if_traced(pid, &tasks)?;
-        let path = format!("/proc/{pid}/task/{}/mem", alive.tid);
-        let mem = fs::OpenOptions::new().read(true).write(true).open(path);
-        let mem = mem.map_err(|e| match e.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM) => not_permitted(pid),
-            _ => AttachError::Exiting { pid },
-        })?;
-        let mem = TargetMem::from_owned(OwnedFd::from(mem));
-        let syscall_at = syscall_instruction(pid, alive.tid, &mem)?;
+        let mem = open_mem(pid, alive.tid)?;
+        let syscall = syscall_instruction(pid, alive.tid, &mem)?;
         let filtered = tasks.iter().any(|task| {
             status_field(pid, task.tid, "Seccomp").is_some_and(|mode| mode.trim() != "0")
         });
@@ -175,7 +170,7 @@ impl Target {
         Ok(Self {
             pid,
             pidfd,
-            syscall_at,
+            syscall,
             suspend_seccomp: filtered,
         })
     }
@@ -238,8 +233,19 @@ fn tracer_of(pid: i32, tid: i32) -> Option<i32> {
     (tracer != 0).then_some(tracer)
 }
 
+/// A process's memory, through a thread that lives; asks for the same rights as tracing does.
+fn open_mem(pid: i32, tid: i32) -> Result<TargetMem, AttachError> {
+    let path = format!("/proc/{pid}/task/{tid}/mem");
+    let mem = fs::OpenOptions::new().read(true).write(true).open(path);
+    match mem.map_err(|e| e.raw_os_error()) {
+        Ok(mem) => Ok(TargetMem::from_owned(OwnedFd::from(mem))),
+        Err(Some(libc::EACCES | libc::EPERM)) => Err(not_permitted(pid)),
+        Err(_) => Err(AttachError::Exiting { pid }),
+    }
+}
+
 /// Why ptrace access was refused, in words.
-pub(super) fn not_permitted(pid: i32) -> AttachError {
+fn not_permitted(pid: i32) -> AttachError {
     let effective = |ids: &str| ids.split_ascii_whitespace().nth(1)?.parse().ok();
     let theirs: Option<u32> = status_field(pid, pid, "Uid").and_then(|ids| effective(&ids));
     let ours: Option<u32> = own_status_field("Uid").and_then(|ids| effective(&ids));
@@ -273,10 +279,13 @@ pub(super) fn why_denied(pid: i32) -> AttachError {
     if let Err(traced) = refuse_if_traced(pid, &tasks) {
         return traced;
     }
-    if tasks.iter().any(|task| task.is_stoppable()) {
-        not_permitted(pid)
-    } else {
-        AttachError::Exiting { pid }
+    let Some(alive) = tasks.iter().find(|task| task.is_stoppable()) else {
+        return AttachError::Exiting { pid };
+    };
+    match open_mem(pid, alive.tid) {
+        // A thread that ends is refused like one of somebody else.
+        Ok(_) | Err(AttachError::Exiting { .. }) => AttachError::Changed { pid },
+        Err(refused) => refused,
     }
 }
 
@@ -297,7 +306,7 @@ pub(super) fn may_make_userfaultfd(pid: i32) -> bool {
 }
 
 /// Finds a `syscall` instruction in the vdso.
-fn syscall_instruction(pid: i32, tid: i32, mem: &TargetMem) -> Result<Addr, AttachError> {
+fn syscall_instruction(pid: i32, tid: i32, mem: &TargetMem) -> Result<Syscall, AttachError> {
     // Through a thread: a leader that ended shows no mappings.
     let text = fs::read(format!("/proc/{pid}/task/{tid}/maps"))
         .map_err(|_| AttachError::Exiting { pid })?;
@@ -321,9 +330,13 @@ fn syscall_instruction(pid: i32, tid: i32, mem: &TargetMem) -> Result<Addr, Atta
         _ => return Err(AttachError::NoVdso { pid }),
     }
     // Whatever it is part of: the processor decodes from where it is sent.
-    let at = image.windows(2).position(|pair| pair == [0x0f, 0x05]);
-    at.map(|at| vdso.start.offset(at as u64))
-        .ok_or(AttachError::NoVdso { pid })
+    let found = image.windows(AROUND_BYTES).enumerate();
+    let mut found = found.filter(|(_, bytes)| bytes.starts_with(&[0x0f, 0x05]));
+    let (at, bytes) = found.next().ok_or(AttachError::NoVdso { pid })?;
+    Ok(Syscall {
+        at: vdso.start.offset(at as u64),
+        bytes: bytes.try_into().map_err(|_| AttachError::NoVdso { pid })?,
+    })
 }
 
 /// A line of the calling thread's status file: rights belong to threads.

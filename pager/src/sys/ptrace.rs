@@ -18,9 +18,12 @@ const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 const PTRACE_EVENT_STOP: i32 = 128;
+const PTRACE_EVENT_CLONE: i32 = 3;
 
 /// System call stops carry bit 7, so that they cannot be taken for a breakpoint.
 pub(super) const TRACE_SYSCALL_GOOD: usize = 1;
+/// A thread that makes another one stops at that, and the new one is traced and stops as well.
+pub(super) const TRACE_CLONE: usize = 1 << 3;
 /// The thread's process is killed if we die while it is stopped.
 pub(super) const EXIT_KILL: usize = 1 << 20;
 /// Seccomp filters don't run while we trace. Needs CAP_SYS_ADMIN.
@@ -90,6 +93,14 @@ pub(super) fn detach(tid: i32, signal: i32) -> Result<(), Errno> {
 
 fn number(signal: i32) -> usize {
     usize::try_from(signal).unwrap_or(0)
+}
+
+/// The id of the thread that a thread stopped at [`Stop::Cloned`] has made.
+pub(super) fn made_thread(tid: i32) -> Result<i32, Errno> {
+    let mut id: libc::c_ulong = 0;
+    // SAFETY: `id` is valid for writes of one long.
+    unsafe { request(libc::PTRACE_GETEVENTMSG, tid, 0, (&raw mut id).cast()) }?;
+    i32::try_from(id).map_err(|_| libc::ERANGE)
 }
 
 /// The registers of a stopped thread.
@@ -185,6 +196,8 @@ pub(super) enum Stop {
     Trap,
     /// At the entry or exit of a system call.
     Syscall,
+    /// It has just made a thread. Only if that was asked for.
+    Cloned,
     /// A signal is about to be delivered; it is lost unless it is passed on at the resumption.
     Signal(i32),
     /// It has ended, or an exec of another thread took its place.
@@ -239,6 +252,21 @@ pub(super) fn wait_for_stop(
     }
 }
 
+/// Takes note of the end of a traced thread that is no leader, so that it can go: an exec in its process
+/// waits for that.
+pub(super) fn reap(tid: i32) {
+    // A wait for ends would take a stop as well.
+    if stop_now(tid) != Some(Stop::Gone) {
+        return;
+    }
+    let Ok(id) = libc::id_t::try_from(tid) else {
+        return;
+    };
+    let how = libc::WEXITED | libc::WNOHANG | libc::__WALL;
+    // SAFETY: a null pointer is allowed where the caller does not want to know.
+    unsafe { libc::waitid(libc::P_PID, id, std::ptr::null_mut(), how) };
+}
+
 /// The stop that a traced thread is in, if it is in one.
 pub(super) fn stop_now(tid: i32) -> Option<Stop> {
     let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
@@ -269,6 +297,7 @@ pub(super) fn stop_now(tid: i32) -> Option<Stop> {
     let status = unsafe { info.si_status() };
     Some(match (status >> 8, status & 0xff) {
         (PTRACE_EVENT_STOP, _) => Stop::Trap,
+        (PTRACE_EVENT_CLONE, _) => Stop::Cloned,
         (0, signal) if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
         (0, signal) => Stop::Signal(signal),
         // No other event was asked for.

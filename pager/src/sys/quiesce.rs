@@ -1,5 +1,6 @@
 //! All threads of a process stopped at once, for the moment, so that no system call is under way.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::inject::Lost;
@@ -7,13 +8,15 @@ use super::process;
 use super::ptrace::{self, Pace, Stop};
 use super::refuse::AttachError;
 use super::restart;
-use super::worker::{Agreement, NoAnswer, on_a_worker};
+use super::worker::{Agreement, NoAnswer, on_a_worker_while};
 
 /// How long all threads together may take to stop. A thread in the middle of a disk access needs
 /// milliseconds; one whose page fault waits for the pager needs the pager.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How much longer the caller waits for the worker's own answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How often the caller takes note of ended threads.
+const REAP_INTERVAL: Duration = Duration::from_millis(2);
 const WHAT: &str = "stopping all threads";
 
 /// Stops all threads of a process once, then lets them go; returns the microseconds from asking the first to
@@ -27,9 +30,22 @@ const WHAT: &str = "stopping all threads";
 /// [`AttachError::Busy`] when a thread did not stop in time: then all were let go, and nothing is known.
 pub fn quiesce(pid: i32) -> Result<u64, AttachError> {
     process::exists(pid)?;
-    let answer = on_a_worker(PATIENCE + ANSWER_PATIENCE, move |agreement| {
-        stop_all(pid, agreement)
-    });
+    let traced = Arc::new(Mutex::new(Vec::new()));
+    let theirs = traced.clone();
+    // The worker may wait in a request to trace one thread for an exec by another to end, and that exec waits
+    // for the threads that it has killed to be taken note of.
+    let take_note = || {
+        let traced = traced.lock().unwrap_or_else(PoisonError::into_inner);
+        for &tid in traced.iter().filter(|&&tid| tid != pid) {
+            ptrace::reap(tid);
+        }
+    };
+    let answer = on_a_worker_while(
+        PATIENCE + ANSWER_PATIENCE,
+        REAP_INTERVAL,
+        take_note,
+        move |agreement| stop_all(pid, &theirs, agreement),
+    );
     match answer {
         Ok(Ok(stop_us)) => Ok(stop_us),
         Ok(Err(lost)) => Err(match lost {
@@ -59,7 +75,7 @@ impl Held {
             None => return Look::Runs,
             Some(Stop::Gone) => return Look::Gone,
             Some(Stop::Signal(signal)) => signal,
-            Some(Stop::Trap | Stop::Syscall) => 0,
+            Some(Stop::Trap | Stop::Syscall | Stop::Cloned) => 0,
         };
         self.stopped = true;
         if let Ok(mut regs) = ptrace::registers(self.tid) {
@@ -87,14 +103,14 @@ enum Look {
     Gone,
 }
 
-fn stop_all(pid: i32, agreement: &Agreement) -> Result<u64, Lost> {
+fn stop_all(pid: i32, traced: &Mutex<Vec<i32>>, agreement: &Agreement) -> Result<u64, Lost> {
     let since = Instant::now();
     let mut held: Vec<Held> = Vec::new();
     loop {
         // A thread that still runs may start others: only a listing that holds no new one, after all were
         // seen stopped, is the last.
         let all_stopped = held.iter().all(|thread| thread.stopped);
-        let new = seize_new(pid, &mut held)?;
+        let new = seize_new(pid, &mut held, traced)?;
         if !new && all_stopped && !held.is_empty() {
             break;
         }
@@ -117,22 +133,26 @@ fn stop_all(pid: i32, agreement: &Agreement) -> Result<u64, Lost> {
 }
 
 /// Traces and stops the threads that are not held yet; whether there were any.
-fn seize_new(pid: i32, held: &mut Vec<Held>) -> Result<bool, Lost> {
-    let mut new = false;
+///
+/// First all are traced, then all are asked to stop: tracing waits for an exec that is under way, and none
+/// should be stopped meanwhile.
+fn seize_new(pid: i32, held: &mut Vec<Held>, traced: &Mutex<Vec<i32>>) -> Result<bool, Lost> {
+    let first_new = held.len();
     for task in process::tasks(pid) {
         let tid = task.tid;
         if !task.is_stoppable() || held.iter().any(|thread| thread.tid == tid) {
             continue;
         }
-        match ptrace::seize(tid, 0).and_then(|()| ptrace::interrupt(tid)) {
-            Ok(()) => {
-                new = true;
-                held.push(Held {
-                    tid,
-                    stopped: false,
-                    signal: 0,
-                });
-            }
+        traced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(tid);
+        match ptrace::seize(tid, 0) {
+            Ok(()) => held.push(Held {
+                tid,
+                stopped: false,
+                signal: 0,
+            }),
             Err(libc::ESRCH) => {}
             // A thread that is ending is refused in the same way as one that is not ours to trace.
             Err(libc::EPERM | libc::EACCES) if process::is_ending(pid, tid) => {}
@@ -140,5 +160,9 @@ fn seize_new(pid: i32, held: &mut Vec<Held>) -> Result<bool, Lost> {
             Err(other) => return Err(Lost::Ptrace(other)),
         }
     }
-    Ok(new)
+    for thread in &held[first_new..] {
+        // One that is gone is noticed when it is looked at.
+        let _ = ptrace::interrupt(thread.tid);
+    }
+    Ok(held.len() > first_new)
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::boost;
 
@@ -56,6 +56,16 @@ pub(super) fn on_a_worker<T: Send + 'static>(
     patience: Duration,
     job: impl FnOnce(&Agreement) -> T + Send + 'static,
 ) -> Result<T, NoAnswer> {
+    on_a_worker_while(patience, patience, || (), job)
+}
+
+/// As [`on_a_worker`], with something done by the caller each time that it has waited for `step`.
+pub(super) fn on_a_worker_while<T: Send + 'static>(
+    patience: Duration,
+    step: Duration,
+    mut meanwhile: impl FnMut(),
+    job: impl FnOnce(&Agreement) -> T + Send + 'static,
+) -> Result<T, NoAnswer> {
     let agreement = Agreement::default();
     let (answer, answers) = sync_channel(1);
     let theirs = agreement.clone();
@@ -72,11 +82,22 @@ pub(super) fn on_a_worker<T: Send + 'static>(
         Ok(worker) => worker,
         Err(e) => return Err(NoAnswer::NoThread(e.raw_os_error().unwrap_or(0))),
     };
-    let result = match answers.recv_timeout(patience) {
-        Ok(result) => Some(result),
-        Err(_) if agreement.settle(ABANDONED) => answers.recv_timeout(UNDO_PATIENCE).ok(),
-        Err(_) => answers.recv().ok(),
+    let mut wait = |limit: Duration| {
+        let since = Instant::now();
+        while since.elapsed() < limit {
+            if let Ok(result) = answers.recv_timeout(step) {
+                return Some(result);
+            }
+            meanwhile();
+        }
+        None
     };
+    let mut result = wait(patience);
+    if result.is_none() {
+        // If it is too late to leave, the answer is on its way.
+        let left = agreement.settle(ABANDONED);
+        result = wait(if left { UNDO_PATIENCE } else { Duration::MAX });
+    }
     match result {
         Some(result) => {
             // Its end lets go of a thread that did not stop: the answer holds from then on.

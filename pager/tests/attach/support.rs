@@ -8,16 +8,24 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// How long a test waits for anything before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+
+extern "C" fn remove_builds() {
+    if let Some(folder) = FOLDER.get() {
+        let _ = std::fs::remove_dir_all(folder);
+    }
+}
 
 /// Builds a C program of this folder, once for each run of the tests.
-pub fn build(name: &str) -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+pub(crate) fn build(name: &str) -> PathBuf {
     let folder = FOLDER.get_or_init(|| {
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("attach-{}", std::process::id()));
+        // Where an unprivileged user can start a program, which the folders of a build need not be.
+        let folder = std::env::temp_dir().join(format!("holo-attach-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
-        // A target of another user has to be able to start it.
+        // SAFETY: the function is called with nothing, at the end of the process.
+        unsafe { libc::atexit(remove_builds) };
         folder
     });
     static BUILDING: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -27,11 +35,23 @@ pub fn build(name: &str) -> PathBuf {
         let source = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/attach")
             .join(format!("{name}.c"));
+        let options: &[&str] = if name == "small32" {
+            &[
+                "-m32",
+                "-nostdlib",
+                "-static",
+                "-fno-pie",
+                "-no-pie",
+                "-fno-stack-protector",
+            ]
+        } else {
+            &["-lpthread", "-lrt"]
+        };
         let built = Command::new("cc")
             .args(["-O1", "-o"])
             .arg(&program)
             .arg(source)
-            .args(["-lpthread", "-lrt"])
+            .args(options)
             .status()
             .unwrap();
         assert!(built.success());
@@ -40,15 +60,15 @@ pub fn build(name: &str) -> PathBuf {
 }
 
 /// A process that a test started. Killed when dropped.
-pub struct Target {
-    pub child: Child,
-    pub pid: i32,
+pub(crate) struct Target {
+    pub(crate) child: Child,
+    pub(crate) pid: i32,
     input: Option<ChildStdin>,
 }
 
 impl Target {
     /// Starts it with its input and output in our hands.
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -60,21 +80,34 @@ impl Target {
     }
 
     /// Starts a program that does nothing, once it really runs it.
-    pub fn sleeper() -> Self {
+    pub(crate) fn sleeper() -> Self {
         let target = Self::start(Command::new("sleep").arg("1000"));
         target.wait_until("it sleeps", |t| t.comm() == "sleep" && t.state() == 'S');
         target
     }
 
     /// Starts the busy program and waits until it says its id.
-    pub fn busy(kinds: &[&str]) -> Self {
+    pub(crate) fn busy(kinds: &[&str]) -> Self {
         let mut target = Self::start(Command::new(build("busy")).args(kinds));
-        target.pid = target.line().parse().unwrap();
+        target.read_pid();
         target
     }
 
+    /// Starts one of the odd programs and waits until it says its id.
+    pub(crate) fn odd(kind: &str) -> Self {
+        let mut target = Self::start(Command::new(build("odd")).arg(kind));
+        target.read_pid();
+        target
+    }
+
+    /// Takes the process's own id from its first line: a command may start another one.
+    pub(crate) fn read_pid(&mut self) -> i32 {
+        self.pid = self.line().parse().unwrap();
+        self.pid
+    }
+
     /// The next line of output.
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         let output = self.child.stdout.as_mut().unwrap();
         // Byte by byte, so that nothing of the next line is lost.
@@ -85,15 +118,29 @@ impl Target {
         line
     }
 
+    /// Reads its output up to and with `end`.
+    pub(crate) fn read_until(&mut self, end: &str) {
+        let output = self.child.stdout.as_mut().unwrap();
+        let (mut seen, mut byte) = (Vec::new(), [0]);
+        while !seen.ends_with(end.as_bytes()) {
+            assert_eq!(output.read(&mut byte).unwrap(), 1, "it ended");
+            seen.push(byte[0]);
+        }
+    }
+
     /// Ends its input, and returns what it says until it ends.
-    pub fn finish(mut self) -> (Vec<String>, bool) {
+    pub(crate) fn finish(mut self) -> (Vec<String>, bool) {
         drop(self.input.take());
         let output = self.child.stdout.take().unwrap();
         let lines = BufReader::new(output).lines().map(Result::unwrap).collect();
-        (lines, self.child.wait().unwrap().success())
+        let status = self.child.wait().unwrap();
+        if !status.success() {
+            println!("{status}");
+        }
+        (lines, status.success())
     }
 
-    pub fn wait_until(&self, what: &str, seen: impl Fn(&Self) -> bool) {
+    pub(crate) fn wait_until(&self, what: &str, seen: impl Fn(&Self) -> bool) {
         let since = Instant::now();
         while !seen(self) {
             assert!(since.elapsed() < PATIENCE, "not in time: {what}");
@@ -101,25 +148,25 @@ impl Target {
         }
     }
 
-    pub fn proc(&self, file: &str) -> String {
+    pub(crate) fn proc(&self, file: &str) -> String {
         let text = std::fs::read(format!("/proc/{}/{file}", self.pid)).unwrap();
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    pub fn comm(&self) -> String {
+    pub(crate) fn comm(&self) -> String {
         self.proc("comm").trim().to_owned()
     }
 
-    pub fn state(&self) -> char {
+    pub(crate) fn state(&self) -> char {
         state_of(self.pid).unwrap()
     }
 
-    pub fn signal(&self, signal: i32) {
+    pub(crate) fn signal(&self, signal: i32) {
         kill(self.pid, signal);
     }
 
     /// Its descriptors and what they are.
-    pub fn descriptors(&self) -> BTreeMap<i32, String> {
+    pub(crate) fn descriptors(&self) -> BTreeMap<i32, String> {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid))
             .unwrap()
             .map(|entry| {
@@ -132,7 +179,7 @@ impl Target {
     }
 
     /// Its mappings.
-    pub fn maps(&self) -> String {
+    pub(crate) fn maps(&self) -> String {
         self.proc("maps")
     }
 }
@@ -144,19 +191,19 @@ impl Drop for Target {
     }
 }
 
-pub fn kill(pid: i32, signal: i32) {
+pub(crate) fn kill(pid: i32, signal: i32) {
     // SAFETY: touches no memory of ours.
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }
 
-pub fn state_of(pid: i32) -> Option<char> {
+pub(crate) fn state_of(pid: i32) -> Option<char> {
     let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     let text = String::from_utf8_lossy(&text).into_owned();
     text[text.rfind(')')? + 2..].chars().next()
 }
 
 /// Prints how a set of times is distributed.
-pub fn print_distribution(what: &str, times_us: &mut [u64]) {
+pub(crate) fn print_distribution(what: &str, times_us: &mut [u64]) {
     times_us.sort_unstable();
     let at = |part: f64| {
         if times_us.is_empty() {
@@ -179,4 +226,78 @@ pub fn print_distribution(what: &str, times_us: &mut [u64]) {
         at(0.99),
         at(1.0)
     );
+}
+
+/// A way to freeze a process, with a cgroup of its own.
+pub(crate) struct Freezer {
+    folder: PathBuf,
+    file: &'static str,
+    values: [&'static str; 2],
+}
+
+/// The freezers of this machine: of the old hierarchy, of the new one, or both.
+pub(crate) fn freezers() -> Vec<Freezer> {
+    let name = format!("holo-attach-{}", std::process::id());
+    let mut all = Vec::new();
+    let old = Path::new("/sys/fs/cgroup/freezer");
+    if old.exists() {
+        all.push(Freezer {
+            folder: old.join(&name),
+            file: "freezer.state",
+            values: ["FROZEN", "THAWED"],
+        });
+    }
+    for new in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        let new = Path::new(new);
+        if new.join("cgroup.controllers").exists() {
+            all.push(Freezer {
+                folder: new.join(&name),
+                file: "cgroup.freeze",
+                values: ["1", "0"],
+            });
+        }
+    }
+    all
+}
+
+/// A frozen process; thawed when dropped.
+pub(crate) struct Frozen {
+    freezer: Freezer,
+}
+
+impl Freezer {
+    pub(crate) fn freeze(self, pid: i32) -> Frozen {
+        std::fs::create_dir_all(&self.folder).unwrap();
+        std::fs::write(self.folder.join("cgroup.procs"), pid.to_string()).unwrap();
+        let frozen = Frozen { freezer: self };
+        let file = frozen.freezer.folder.join(frozen.freezer.file);
+        std::fs::write(&file, frozen.freezer.values[0]).unwrap();
+        let since = Instant::now();
+        let is_frozen = || {
+            let state = std::fs::read_to_string(&file).unwrap();
+            let events = frozen.freezer.folder.join("cgroup.events");
+            std::fs::read_to_string(events)
+                .map_or(state.trim() == "FROZEN", |text| text.contains("frozen 1"))
+        };
+        while !is_frozen() {
+            assert!(since.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        frozen
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let folder = &self.freezer.folder;
+        let _ = std::fs::write(folder.join(self.freezer.file), self.freezer.values[1]);
+        let up = folder.parent().unwrap().join("cgroup.procs");
+        for pid in std::fs::read_to_string(folder.join("cgroup.procs"))
+            .unwrap_or_default()
+            .lines()
+        {
+            let _ = std::fs::write(&up, pid);
+        }
+        let _ = std::fs::remove_dir(folder);
+    }
 }

@@ -1,0 +1,282 @@
+//! Who is refused, and that it runs on as before.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use holo_pager::sys::attach::{AttachError, make_ring, preflight, quiesce, take_hold};
+
+use crate::support::{Target, build, state_of};
+use crate::without;
+
+/// Both ways to ask say the same, and the process is left as it was.
+#[track_caller]
+fn refused(pid: i32) -> AttachError {
+    let before = preflight(pid).unwrap_err();
+    let error = take_hold(pid).unwrap_err();
+    assert_eq!(before, error);
+    explains_itself(&error);
+    error
+}
+
+/// A message is about the process, and says what to do after a colon.
+#[track_caller]
+fn explains_itself(error: &AttachError) {
+    let text = error.to_string();
+    assert!(text.len() > 40 && text.contains(": "), "{text}");
+    println!("{text}");
+}
+
+#[test]
+fn a_process_that_was_reaped() {
+    let mut child = Command::new("true").spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    child.wait().unwrap();
+    assert_eq!(refused(pid), AttachError::NoSuchProcess { pid });
+    assert_eq!(quiesce(pid), Err(AttachError::NoSuchProcess { pid }));
+    assert_eq!(refused(0), AttachError::NoSuchProcess { pid: 0 });
+    assert_eq!(refused(-5), AttachError::NoSuchProcess { pid: -5 });
+}
+
+#[test]
+fn a_process_that_was_not_reaped() {
+    let mut child = Command::new("true").spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    while state_of(pid) != Some('Z') {
+        std::thread::yield_now();
+    }
+    assert_eq!(refused(pid), AttachError::Exiting { pid });
+    assert_eq!(quiesce(pid), Err(AttachError::Exiting { pid }));
+    // Its exit status is still its parent's.
+    assert_eq!(child.wait().unwrap().into_raw(), 0);
+}
+
+#[test]
+fn a_thread_instead_of_a_process() {
+    let target = Target::busy(&["futex_forever", "nanosleep"]);
+    let pid = target.pid;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let tid: i32 = task.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        if tid != pid {
+            assert_eq!(refused(tid), AttachError::IsAThread { tid, pid });
+        }
+    }
+}
+
+#[test]
+fn ourselves() {
+    let pid = i32::try_from(std::process::id()).unwrap();
+    assert_eq!(refused(pid), AttachError::Myself { pid });
+    assert_eq!(quiesce(pid), Err(AttachError::Myself { pid }));
+}
+
+#[test]
+fn a_thread_of_the_kernel() {
+    if std::fs::read_to_string("/proc/2/comm").is_ok_and(|name| name.trim() == "kthreadd") {
+        assert_eq!(refused(2), AttachError::KernelThread { pid: 2 });
+    }
+}
+
+#[test]
+fn a_32_bit_program() {
+    let target = Target::start(&mut Command::new(build("small32")));
+    target.wait_until("it sleeps", |t| t.comm() == "small32" && t.state() == 'S');
+    let pid = target.pid;
+    assert_eq!(refused(pid), AttachError::ThirtyTwoBit { pid });
+}
+
+#[test]
+fn a_traced_program_but_a_debugger_may_come_afterwards() {
+    let target = Target::sleeper();
+    let pid = target.pid;
+    let gdb = || {
+        let mut command = Command::new("gdb");
+        command.args(["-q", "-nx", "-p", &pid.to_string()]);
+        command
+    };
+    // At its prompt it waits for its standard input. Killed before that it would leave a child behind.
+    let mut debugger = Target::start(gdb().stderr(Stdio::null()));
+    debugger.read_until("(gdb) ");
+    target.wait_until("gdb has it", |t| {
+        !t.proc("status").contains("TracerPid:\t0\n")
+    });
+    let tracer = debugger.pid;
+    assert_eq!(refused(pid), AttachError::TracedBy { pid, tracer });
+    assert_eq!(quiesce(pid), Err(AttachError::TracedBy { pid, tracer }));
+    assert!(debugger.finish().1);
+    target.wait_until("gdb is gone", |t| {
+        t.proc("status").contains("TracerPid:\t0\n")
+    });
+
+    take_hold(pid).unwrap();
+    let seen = gdb()
+        .args(["-batch", "-ex", "info registers rip"])
+        .stdin(Stdio::null())
+        .output();
+    let seen = String::from_utf8(seen.unwrap().stdout).unwrap();
+    assert!(seen.contains("rip"), "{seen}");
+}
+
+#[test]
+fn a_program_of_another_user() {
+    let target = Target::sleeper();
+    let pid = target.pid;
+    let error = without::privilege(move || refused(pid));
+    let AttachError::NotPermitted { why, .. } = error else {
+        panic!("{error}");
+    };
+    assert!(why.contains("user 0"), "{why}");
+    let error = without::privilege(move || quiesce(pid).unwrap_err());
+    assert!(matches!(error, AttachError::NotPermitted { .. }), "{error}");
+}
+
+#[test]
+fn an_undumpable_program_of_the_same_user() {
+    let mut target = Target::start(&mut as_nobody(&build("odd"), &["undumpable"]));
+    let pid = target.read_pid();
+    let error = without::privilege(move || refused(pid));
+    let AttachError::NotPermitted { why, .. } = error else {
+        panic!("{error}");
+    };
+    assert!(why.contains("undumpable"), "{why}");
+    assert!(target.finish().1);
+}
+
+#[test]
+fn a_program_in_vfork_and_its_child() {
+    let mut target = Target::odd("lends-its-memory");
+    let owner = target.pid;
+    let pid: i32 = target.line().parse().unwrap();
+    assert_eq!(refused(owner), AttachError::Uninterruptible { pid: owner });
+    assert_eq!(refused(pid), AttachError::ForeignMm { pid, owner });
+    // One thread that cannot stop does not hold up the others for ever.
+    let error = quiesce(owner).unwrap_err();
+    assert!(matches!(error, AttachError::Busy { .. }), "{error}");
+    explains_itself(&error);
+    let (lines, success) = target.finish();
+    assert!(success, "{lines:?}");
+}
+
+#[test]
+fn a_program_that_uses_userfaultfd() {
+    let target = Target::odd("serves-itself");
+    let pid = target.pid;
+    assert_eq!(refused(pid), AttachError::UsesUserfaultfd { pid });
+    assert!(target.finish().1);
+}
+
+#[test]
+fn a_program_without_the_right_where_there_is_no_device() {
+    let target = Target::start(&mut as_nobody("sleep".as_ref(), &["1000"]));
+    target.wait_until("it sleeps", |t| t.comm() == "sleep" && t.state() == 'S');
+    let pid = target.pid;
+    let error = without::file("/dev/userfaultfd", move || refused(pid));
+    let AttachError::UserfaultfdOff { why, .. } = error else {
+        panic!("{error}");
+    };
+    assert!(why.contains("unprivileged_userfaultfd"), "{why}");
+    // A program with the right does not need the device.
+    let target = Target::sleeper();
+    let pid = target.pid;
+    without::file("/dev/userfaultfd", move || take_hold(pid).unwrap());
+}
+
+#[test]
+fn a_program_without_a_free_descriptor() {
+    let target = Target::sleeper();
+    let pid = target.pid;
+    let limit = |n: u32| {
+        let done = Command::new("prlimit")
+            .args([format!("--pid={pid}"), format!("--nofile={n}:")])
+            .status();
+        assert!(done.unwrap().success());
+    };
+    for n in [3, 4] {
+        limit(n);
+        let limit = u64::from(n);
+        assert_eq!(refused(pid), AttachError::LimitNoFile { pid, limit });
+    }
+    limit(64);
+    let hold = take_hold(pid).unwrap();
+    // Found out in the middle: the descriptor that was made is closed again.
+    limit(3);
+    let before = target.descriptors();
+    let error = make_ring(pid, 8).unwrap_err();
+    assert_eq!(error, AttachError::LimitNoFile { pid, limit: 3 });
+    assert_eq!(target.descriptors(), before);
+    assert!(before.contains_key(&hold.keeper_fd));
+}
+
+#[test]
+fn a_user_without_a_free_thread() {
+    // A user of its own: the limit counts all of a user's threads.
+    let command = [
+        "--nproc=1:1",
+        "setpriv",
+        "--reuid=64123",
+        "--regid=64123",
+        "--clear-groups",
+    ];
+    let target = Target::start(
+        Command::new("prlimit")
+            .args(command)
+            .args(["sleep", "1000"]),
+    );
+    target.wait_until("it sleeps", |t| t.comm() == "sleep" && t.state() == 'S');
+    let pid = target.pid;
+    let before = (target.descriptors(), target.maps());
+    let error = make_ring(pid, 8).unwrap_err();
+    assert_eq!(error, AttachError::LimitNproc { pid });
+    explains_itself(&error);
+    assert_eq!((target.descriptors(), target.maps()), before);
+}
+
+#[test]
+fn a_filtered_program_if_the_filter_cannot_be_suspended() {
+    let mut target = Target::odd("filtered");
+    let pid = target.pid;
+    assert_eq!(target.line(), "filtered");
+    let error = without::capability(without::CAP_SYS_ADMIN, move || refused(pid));
+    assert_eq!(error, AttachError::Seccomp { pid });
+    // The filter would kill it for every call that is made in it.
+    take_hold(pid).unwrap();
+    make_ring(pid, 8).unwrap();
+    quiesce(pid).unwrap();
+    let (lines, success) = target.finish();
+    assert!(success, "{lines:?}");
+}
+
+#[test]
+fn a_frozen_program() {
+    for freezer in crate::support::freezers() {
+        let target = Target::sleeper();
+        let pid = target.pid;
+        let frozen = freezer.freeze(pid);
+        assert_eq!(refused(pid), AttachError::Frozen { pid });
+        // Frozen when it is already ours: the ring cannot be made, and nothing is left of the attempt.
+        let before = target.descriptors();
+        let error = make_ring(pid, 8).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                AttachError::Frozen { .. } | AttachError::Uninterruptible { .. }
+            ),
+            "{error}"
+        );
+        drop(frozen);
+        target.wait_until("it is thawed and let go", |t| {
+            t.state() == 'S' && t.proc("status").contains("TracerPid:\t0\n")
+        });
+        assert_eq!(target.descriptors(), before);
+        take_hold(pid).unwrap();
+    }
+}
+
+/// A command run as an unprivileged user.
+pub(crate) fn as_nobody(program: &std::path::Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(program)
+        .args(arguments);
+    command
+}
