@@ -1,5 +1,10 @@
 //! Drives a core against a world: the loop that the serving thread and the simulation share.
 
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "all operations but two go to the world"
+)]
+
 use holo_proto::AddrRange;
 
 use crate::core::{Core, FrameId, Input, Nanos, Next, Op, Outcome};
@@ -54,7 +59,7 @@ pub fn run<S: PageStore, W: World>(
                         core.store().get(ticket, &wanted, world.frame(frame));
                         Outcome::Done
                     }
-                    _ => world.perform(&op, core.pageout_ranges()),
+                    other => world.perform(&other, core.pageout_ranges()),
                 };
                 let now = world.now();
                 core.complete(now, outcome);

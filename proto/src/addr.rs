@@ -6,6 +6,10 @@ use std::fmt;
 pub const SUBPAGE_BYTES: u64 = 4096;
 /// Bytes of a page, the unit of placement and eviction.
 pub const PAGE_BYTES: u64 = 65536;
+/// [`SUBPAGE_BYTES`] as a length in memory.
+pub const SUBPAGE_LEN: usize = 4096;
+/// [`PAGE_BYTES`] as a length in memory.
+pub const PAGE_LEN: usize = 65536;
 /// Subpages in one page.
 pub const PAGE_SUBPAGES: usize = 16;
 
@@ -64,6 +68,7 @@ impl SubpageIndex {
 
     /// Its place in that page, 0 to 15.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "a remainder below sixteen")]
     pub const fn in_page(self) -> usize {
         (self.0 % PAGE_SUBPAGES as u64) as usize
     }

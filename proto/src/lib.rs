@@ -8,8 +8,8 @@ mod addr;
 mod report;
 
 pub use addr::{
-    Addr, AddrRange, ByteLen, PAGE_BYTES, PAGE_SUBPAGES, PageIndex, SUBPAGE_BYTES, SubpageIndex,
-    SubpageMask,
+    Addr, AddrRange, ByteLen, PAGE_BYTES, PAGE_LEN, PAGE_SUBPAGES, PageIndex, SUBPAGE_BYTES,
+    SUBPAGE_LEN, SubpageIndex, SubpageMask,
 };
 pub use report::{FaultLatency, LeftAlone, Report, Stayed};
 

@@ -64,9 +64,9 @@ impl<S: PageStore> Core<'_, S> {
         }
         match self.map.entry(id, fault.at) {
             Entry::Stored(_) | Entry::Staged(..) => {
-                if !known || (!fault.own && self.must_wait_for_room()) || self.install.is_some() {
-                    self.hold(fault);
-                } else if !self.begin_install(fault, page) {
+                let must_wait =
+                    !known || self.install.is_some() || (!fault.own && self.must_wait_for_room());
+                if must_wait || !self.begin_install(fault, page) {
                     self.hold(fault);
                 }
                 None
@@ -310,39 +310,37 @@ impl<S: PageStore> Core<'_, S> {
 
     /// The next operation of the install in progress, if it can go on.
     pub(super) fn step_install(&mut self) -> Option<Op> {
-        loop {
-            let install = self.install.as_mut()?;
-            if let Some(ticket) = install.fetching {
-                if install.get_begun {
-                    return None;
-                }
-                install.get_begun = true;
-                return Some(Op::Get {
-                    ticket,
-                    frame: install.frame?,
-                    wanted: install.wanted,
-                });
-            }
-            let (id, page, cursor) = (install.fault.space, install.page, install.cursor);
-            let most = if install.single_steps {
-                1
-            } else {
-                PAGE_SUBPAGES
-            };
-            let Some((first, count, source)) = self.next_run(id, page, cursor, most) else {
-                self.end_install();
+        let install = self.install.as_mut()?;
+        if let Some(ticket) = install.fetching {
+            if install.get_begun {
                 return None;
-            };
-            let install = self.install.as_mut()?;
-            install.cursor = first;
-            install.run = count;
-            return Some(Op::Copy {
-                space: id,
-                at: page.subpage(first),
-                source,
-                subpages: count,
+            }
+            install.get_begun = true;
+            return Some(Op::Get {
+                ticket,
+                frame: install.frame?,
+                wanted: install.wanted,
             });
         }
+        let (id, page, cursor) = (install.fault.space, install.page, install.cursor);
+        let most = if install.single_steps {
+            1
+        } else {
+            PAGE_SUBPAGES
+        };
+        let Some((first, count, source)) = self.next_run(id, page, cursor, most) else {
+            self.end_install();
+            return None;
+        };
+        let install = self.install.as_mut()?;
+        install.cursor = first;
+        install.run = count;
+        Some(Op::Copy {
+            space: id,
+            at: page.subpage(first),
+            source,
+            subpages: count,
+        })
     }
 
     /// Where the bytes of a subpage are now, if they can be installed: in a frame of the map's, or fetched

@@ -51,8 +51,4 @@ impl Frames {
     pub(crate) fn free(&self) -> usize {
         self.free.len()
     }
-
-    pub(crate) fn all(&self) -> usize {
-        self.holds.len()
-    }
 }

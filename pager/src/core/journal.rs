@@ -60,7 +60,7 @@ impl<'m> Journal<'m> {
     /// Sequence number of slot `i`.
     #[must_use]
     pub fn seq(&self, i: usize) -> u32 {
-        ((get(self.words, 1) + i as u64) & u64::from(u32::MAX)) as u32
+        u32::try_from((get(self.words, 1) + i as u64) & u64::from(u32::MAX)).unwrap_or(0)
     }
 
     /// The message in slot `i`, if one is there.

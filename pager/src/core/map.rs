@@ -220,6 +220,15 @@ impl<'m> Map<'m> {
         get(self.words, block as usize * BLOCK_WORDS + at)
     }
 
+    /// A word that points to a block; one that cannot is none.
+    fn pointer(&self, block: u32, at: usize) -> u32 {
+        u32::try_from(self.word(block, at)).unwrap_or(0)
+    }
+
+    fn root(&self, space: SpaceId) -> u32 {
+        u32::try_from(get(self.words, Self::slot(space, 1))).unwrap_or(0)
+    }
+
     fn set_word(&self, block: u32, at: usize, value: u64) {
         set(self.words, block as usize * BLOCK_WORDS + at, value);
     }
@@ -318,12 +327,12 @@ impl<'m> Map<'m> {
             return;
         }
         for i in 0..BLOCK_WORDS {
-            let mid = self.word(root, i) as u32;
+            let mid = self.pointer(root, i);
             if mid == 0 {
                 continue;
             }
             for j in 0..BLOCK_WORDS {
-                let leaf = self.word(mid, j) as u32;
+                let leaf = self.pointer(mid, j);
                 if leaf == 0 {
                     continue;
                 }
@@ -342,7 +351,7 @@ impl<'m> Map<'m> {
     }
 
     fn all_slots(&self) -> impl Iterator<Item = SpaceId> + use<> {
-        (0..SPACES as u16).map(SpaceId)
+        (0..u16::MAX).take(SPACES).map(SpaceId)
     }
 
     /// Spaces that are active or being built.
@@ -354,15 +363,15 @@ impl<'m> Map<'m> {
     // --- entries --------------------------------------------------------------------------------
 
     fn leaf(&self, space: SpaceId, at: SubpageIndex) -> Option<u32> {
-        let root = get(self.words, Self::slot(space, 1)) as u32;
+        let root = self.root(space);
         if root == 0 || at.0 >> 36 != 0 {
             return None;
         }
-        let mid = self.word(root, (at.0 >> 24) as usize) as u32;
+        let mid = self.pointer(root, (at.0 >> 24) as usize);
         if mid == 0 {
             return None;
         }
-        let leaf = self.word(mid, (at.0 >> 12 & 0xfff) as usize) as u32;
+        let leaf = self.pointer(mid, (at.0 >> 12 & 0xfff) as usize);
         (leaf != 0).then_some(leaf)
     }
 
@@ -370,12 +379,12 @@ impl<'m> Map<'m> {
         if let Some(leaf) = self.leaf(space, at) {
             return Ok(leaf);
         }
-        let root = get(self.words, Self::slot(space, 1)) as u32;
+        let root = self.root(space);
         if root == 0 || at.0 >> 36 != 0 {
             return Err(MapError::BadTree);
         }
         let upper = (at.0 >> 24) as usize;
-        let mut mid = self.word(root, upper) as u32;
+        let mut mid = self.pointer(root, upper);
         if mid == 0 {
             mid = self.alloc()?;
             self.set_word(root, upper, u64::from(mid));
@@ -431,16 +440,16 @@ impl<'m> Map<'m> {
         from: SubpageIndex,
         end: SubpageIndex,
     ) -> Option<(SubpageIndex, Entry)> {
-        let root = get(self.words, Self::slot(space, 1)) as u32;
+        let root = self.root(space);
         let end = end.0.min(1 << 36);
         let mut at = from.0;
         while root != 0 && at < end {
-            let mid = self.word(root, (at >> 24) as usize) as u32;
+            let mid = self.pointer(root, (at >> 24) as usize);
             if mid == 0 {
                 at = ((at >> 24) + 1) << 24;
                 continue;
             }
-            let leaf = self.word(mid, (at >> 12 & 0xfff) as usize) as u32;
+            let leaf = self.pointer(mid, (at >> 12 & 0xfff) as usize);
             let leaf_end = (((at >> 12) + 1) << 12).min(end);
             if leaf != 0 {
                 for s in at..leaf_end {

@@ -42,6 +42,10 @@ pub enum Advice {
 
 /// One operation. Performed at once; the ring requests and store transfers that some of them begin end
 /// later, as an [`Input`].
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one operation lives at a time, on the stack; a box would be an allocation for each fault"
+)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Reads waiting messages into the journal. Answer: [`Outcome::Events`].
@@ -256,6 +260,7 @@ pub enum StopReason {
 }
 
 /// What became of an [`Op`].
+#[expect(clippy::large_enum_variant, reason = "as for [`Op`]")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// All of it is done.
@@ -320,6 +325,7 @@ pub struct Heads {
 }
 
 /// What happens on its own time.
+#[expect(clippy::large_enum_variant, reason = "as for [`Op`]")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// A space's descriptor can be read.
@@ -397,6 +403,7 @@ pub enum Input {
 }
 
 /// What to do next.
+#[expect(clippy::large_enum_variant, reason = "as for [`Op`]")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Perform this and complete it.

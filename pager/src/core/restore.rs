@@ -124,8 +124,7 @@ impl<S: PageStore> Core<'_, S> {
             Ring::Ready => {
                 let last = (0..16)
                     .map(|i| page.subpage(i))
-                    .filter(|&x| x >= first && x < end && self.map.entry(id, x).has_bytes())
-                    .last()
+                    .rfind(|&x| x >= first && x < end && self.map.entry(id, x).has_bytes())
                     .unwrap_or(first);
                 let s = self.space(id)?;
                 s.restore.asked = Some(page);

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use holo_proto::{AddrRange, SUBPAGE_BYTES};
 
-use super::scan::{self, Survey};
+use super::scan;
 use crate::sys::errors::UffdError;
 use crate::sys::pagemap::{Pagemap, PresentRun};
 use crate::sys::procfs::Children;
@@ -32,7 +32,7 @@ pub(crate) fn descendants(roots: impl Iterator<Item = i32>) -> BTreeSet<i32> {
 /// What a comparison came to.
 #[derive(Debug)]
 pub(crate) enum Match {
-    Same(Box<Survey>),
+    Same,
     Other,
     /// Not to be told now: nothing present to try on.
     Unsure,
@@ -79,7 +79,7 @@ pub(crate) fn compare(uffd: &Uffd, pid: i32) -> Match {
             let on = shown();
             let lifted = uffd.unprotect(one, true).is_ok();
             return match (on, lifted) {
-                (true, true) if !shown() => Match::Same(Box::new(survey)),
+                (true, true) if !shown() => Match::Same,
                 (false, _) => Match::Other,
                 _ => Match::Unsure,
             };

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use holo_proto::{AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId};
+use holo_proto::{AddrRange, PAGE_LEN, PageIndex, SUBPAGE_BYTES, SUBPAGE_LEN, SpaceId};
 
 use crate::core::{
     Advice, FrameId, HEADS, Heads, Input, Nanos, Op, Outcome, PageLook, PageSet, SPACES, Source,
@@ -32,7 +32,7 @@ const LOOK_EVERY_NS: u64 = 20_000;
 /// Room of the queues between the threads.
 const QUEUE: usize = 4096;
 
-static ZEROS: PageBytes = [0; PAGE_BYTES as usize];
+static ZEROS: PageBytes = [0; PAGE_LEN];
 
 /// What the serving thread passes to the control thread.
 pub(crate) enum Errand {
@@ -65,10 +65,14 @@ pub(crate) enum Errand {
         target: Box<Target>,
     },
     /// Replaced parts, to be dropped.
-    Drop(#[expect(dead_code, reason = "dropped, never read")] Parts),
+    Drop(Parts),
 }
 
 /// What the control thread passes to the serving thread.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "boxing an input would free memory on the serving thread"
+)]
 pub(crate) enum Command {
     Input(Input),
     /// Serve a new process.
@@ -124,7 +128,6 @@ impl<T> Queue<T> {
 
 /// The parts of a target that need its process id.
 pub(crate) struct Parts {
-    pub(crate) pid: i32,
     pub(crate) pidfd: PidFd,
     pub(crate) mem: TargetMem,
     pub(crate) pagemap: Pagemap,
@@ -277,12 +280,11 @@ impl Live {
         else {
             return None;
         };
-        let len = subpages * SUBPAGE_BYTES as usize;
+        let len = subpages * SUBPAGE_LEN;
         let bytes = match source {
             Source::Zeros => &ZEROS[..len],
             Source::Frame(f, first) => {
-                let offset =
-                    usize::from(f.0) * PAGE_BYTES as usize + first * SUBPAGE_BYTES as usize;
+                let offset = usize::from(f.0) * PAGE_LEN + first * SUBPAGE_LEN;
                 self.frames.slice(offset, len)
             }
         };
@@ -305,13 +307,11 @@ impl Live {
         else {
             return None;
         };
-        let offset = usize::from(frame.0) * PAGE_BYTES as usize + first * SUBPAGE_BYTES as usize;
+        let offset = usize::from(frame.0) * PAGE_LEN + first * SUBPAGE_LEN;
         let target = self.targets.get(usize::from(space.0))?.as_ref()?;
-        let out = self
-            .frames
-            .slice_mut(offset, subpages * SUBPAGE_BYTES as usize);
+        let out = self.frames.slice_mut(offset, subpages * SUBPAGE_LEN);
         Some(match target.parts.as_ref()?.mem.read(at.start(), out) {
-            Ok(bytes) => Outcome::Subpages(bytes / SUBPAGE_BYTES as usize),
+            Ok(bytes) => Outcome::Subpages(bytes / SUBPAGE_LEN),
             Err(MemError::NotResident) => Outcome::Subpages(0),
             Err(MemError::Gone) => Outcome::Gone,
             Err(MemError::Denied) => Outcome::Refused(libc::EPERM),
@@ -399,7 +399,7 @@ impl Live {
             Op::Register { space, range } => answer(self.target(space)?.uffd.register(range)),
             Op::Unregister { space, range } => answer(self.target(space)?.uffd.unregister(range)),
             Op::Compare { a, b, mask } => {
-                let offset = |f: FrameId, i| usize::from(f.0) * PAGE_BYTES as usize + i * 4096;
+                let offset = |f: FrameId, i| usize::from(f.0) * PAGE_LEN + i * 4096;
                 let differs = |&i: &usize| {
                     self.frames.slice(offset(a, i), 4096) != self.frames.slice(offset(b, i), 4096)
                 };
@@ -521,14 +521,15 @@ impl World for Live {
     fn perform(&mut self, op: &Op, pageout: &[AddrRange]) -> Outcome {
         self.try_perform(op, pageout).unwrap_or(match op {
             Op::ReadEvents { .. } => Outcome::Events(0),
+            // Whatever it was, there is nothing to do it to.
             _ => Outcome::Refused(libc::ENODEV),
         })
     }
 
     fn frame(&mut self, frame: FrameId) -> &mut PageBytes {
-        let offset = usize::from(frame.0) * PAGE_BYTES as usize;
+        let offset = usize::from(frame.0) * PAGE_LEN;
         self.frames
-            .slice_mut(offset, PAGE_BYTES as usize)
+            .slice_mut(offset, PAGE_LEN)
             .try_into()
             .expect("a slice of a page's length")
     }

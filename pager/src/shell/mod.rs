@@ -12,6 +12,11 @@
 //!
 //! Everything that a successor needs is in the memfds, whose numbers are in the [`control`] block.
 
+#![allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "operations and signals that concern nobody here are passed over together"
+)]
+
 mod console;
 mod control;
 mod family;
@@ -419,11 +424,12 @@ fn run_pager(
     };
     let console = if first {
         let name = settings.attach.unwrap_or_else(spawn::own_pid);
-        let console = console::Console::open(name).map_err(|e| match e.kind() {
-            io::ErrorKind::AddrInUse => format!(
-                "process {name} is held by holo already: `holo detach {name}` lets go of it first"
-            ),
-            _ => format!("cannot listen for requests: {e}"),
+        let console = console::Console::open(name).map_err(|e| {
+            if e.kind() == io::ErrorKind::AddrInUse {
+                format!("process {name} is held by holo already: `holo detach {name}` lets go of it first")
+            } else {
+                format!("cannot listen for requests: {e}")
+            }
         })?;
         control.set_fd(Scalar::ConsoleFd, console.as_raw_fd());
         console

@@ -579,7 +579,7 @@ impl Watch {
                 continue;
             }
             match family::compare(uffd, pid) {
-                Match::Same(_) => return Some(pid),
+                Match::Same => return Some(pid),
                 Match::Unsure => unsure.push(pid),
                 Match::Other | Match::Gone => {}
             }
@@ -672,7 +672,6 @@ impl Watch {
 
 pub(crate) fn parts(pid: i32) -> Option<Parts> {
     Some(Parts {
-        pid,
         pidfd: PidFd::open(pid).ok()?,
         mem: TargetMem::open(pid).ok()?,
         pagemap: Pagemap::open(pid).ok()?,

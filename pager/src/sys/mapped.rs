@@ -58,7 +58,7 @@ impl Mapped {
     /// The 32-bit word at byte `offset`, if it lies inside and is aligned.
     pub(super) fn word32(&self, offset: usize) -> Option<&AtomicU32> {
         let end = offset.checked_add(size_of::<u32>())?;
-        if end > self.len || offset % align_of::<u32>() != 0 {
+        if end > self.len || !offset.is_multiple_of(align_of::<u32>()) {
             return None;
         }
         // SAFETY: `offset` is inside the mapping, whose start is page-aligned.
@@ -71,7 +71,7 @@ impl Mapped {
     /// `count` 64-bit words from byte `offset` on, if they lie inside and are aligned.
     pub(super) fn words64(&self, offset: usize, count: usize) -> Option<&[AtomicU64]> {
         let end = count.checked_mul(size_of::<u64>())?.checked_add(offset)?;
-        if end > self.len || offset % align_of::<u64>() != 0 {
+        if end > self.len || !offset.is_multiple_of(align_of::<u64>()) {
             return None;
         }
         // SAFETY: `offset` is inside the mapping, whose start is page-aligned.

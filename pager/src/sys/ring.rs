@@ -53,7 +53,7 @@ impl RingParams {
     /// The 32-bit field at byte `offset`.
     fn field(&self, offset: usize) -> u32 {
         let [a, b, c, d, e, f, g, h] = self.0[offset / 8].to_le_bytes();
-        u32::from_le_bytes(if offset % 8 == 0 {
+        u32::from_le_bytes(if offset.is_multiple_of(8) {
             [a, b, c, d]
         } else {
             [e, f, g, h]

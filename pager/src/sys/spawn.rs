@@ -62,7 +62,7 @@ pub fn exit_now(code: i32) -> ! {
 /// Kills this process as `kill -9` would.
 pub fn die() -> ! {
     // SAFETY: a signal to this process.
-    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    unsafe { libc::kill(own_pid(), libc::SIGKILL) };
     loop {
         std::thread::park();
     }

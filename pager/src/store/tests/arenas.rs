@@ -114,7 +114,7 @@ fn mix(into: &mut HeapArena, offset: u64, from: &[u8], coin: &mut impl Iterator<
     let to = into.bytes_mut(offset, from.len());
     let odds = coin.next().unwrap() % 3;
     for (to, from) in to.chunks_mut(8).zip(from.chunks(8)) {
-        if odds == 1 || odds == 2 && coin.next().unwrap() % 2 == 0 {
+        if odds == 1 || odds == 2 && coin.next().unwrap().is_multiple_of(2) {
             to.copy_from_slice(from);
         }
     }

@@ -83,7 +83,7 @@ fn open(pid: &str, fd: &str) -> File {
 
 fn check(words: &[AtomicU64], arena: SharedBytes) -> usize {
     let word = |i: usize| words[i].load(Ordering::SeqCst);
-    let is_location = |i: &usize| i % WORDS != 0 && word(*i) != 0;
+    let is_location = |i: &usize| !i.is_multiple_of(WORDS) && word(*i) != 0;
     let live: Vec<usize> = (0..words.len()).filter(is_location).collect();
     let locations = live.iter().map(|&i| Location(word(i)));
     let mut store = EmbeddedStore::recover(arena, LIMIT, locations).unwrap();

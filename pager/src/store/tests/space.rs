@@ -42,7 +42,7 @@ fn usage_follows_blobs_and_subpages_exactly() {
         .unwrap();
     let full = store.usage();
     assert_eq!(full.raw_bytes, 65536);
-    assert!(full.stored_bytes % 64 == 0 && full.stored_bytes >= 65536 + 24 + 16 * 28);
+    assert!(full.stored_bytes.is_multiple_of(64) && full.stored_bytes >= 65536 + 24 + 16 * 28);
     store.retain(locations[3].unwrap());
     assert_eq!(store.usage(), full, "a reference costs nothing");
     for (i, location) in locations.iter().enumerate() {
