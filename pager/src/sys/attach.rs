@@ -480,3 +480,29 @@ fn refuse_descriptor(pid: i32, op: &'static str, errno: Errno) -> AttachError {
         _ => AttachError::kernel(pid, op, errno),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // What cannot be brought about here: a kernel that lacks a part.
+    #[test]
+    fn a_kernel_without_a_part_is_named_with_its_option() {
+        let error = no_userfaultfd(7, libc::ENOSYS).to_string();
+        assert!(error.contains("CONFIG_USERFAULTFD"), "{error}");
+        let error = no_ring(7, MAKING_A_RING, libc::ENOSYS).to_string();
+        assert!(error.contains("CONFIG_IO_URING"), "{error}");
+    }
+
+    #[test]
+    fn a_refused_thread_is_a_limit_and_other_errors_keep_their_call() {
+        let limit = AttachError::LimitNproc { pid: 7 };
+        assert_eq!(no_ring(7, MAKING_A_THREAD, libc::EAGAIN), limit);
+        assert_eq!(no_ring(7, MAKING_A_RING, libc::EAGAIN), limit);
+        let other = AttachError::kernel(7, MAKING_A_THREAD, libc::EPERM);
+        assert_eq!(no_ring(7, MAKING_A_THREAD, libc::EPERM), other);
+        let other = AttachError::kernel(7, MAKING_A_RING, libc::ENOMEM);
+        assert_eq!(no_ring(7, MAKING_A_RING, libc::ENOMEM), other);
+        assert!(other.to_string().contains("errno 12"), "{other}");
+    }
+}

@@ -141,3 +141,53 @@ pub(super) fn make_restartable(regs: &mut Registers) -> bool {
     }
     says_eintr
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stopped_in(call: i64, result: i64) -> Registers {
+        // SAFETY: registers may hold any bits.
+        let mut regs: Registers = unsafe { std::mem::zeroed() };
+        regs.orig_rax = register(call);
+        regs.rax = register(result);
+        regs
+    }
+
+    #[test]
+    fn only_calls_that_have_done_nothing_are_made_restartable() {
+        let eintr = -i64::from(libc::EINTR);
+        for (call, result, changed) in [
+            (libc::SYS_epoll_wait, eintr, true),
+            (libc::SYS_epoll_wait, 0, false),
+            (libc::SYS_epoll_wait, -i64::from(libc::EBADF), false),
+            // Whether the descriptor is closed is not known: never again.
+            (libc::SYS_close, eintr, false),
+            (libc::SYS_nanosleep, eintr, false),
+            (-1, eintr, false),
+        ] {
+            let mut regs = stopped_in(call, result);
+            assert_eq!(make_restartable(&mut regs), changed, "{call} {result}");
+            assert_eq!(is_cut_short(&regs), changed, "{call} {result}");
+        }
+    }
+
+    #[test]
+    fn a_restart_code_counts_in_a_system_call_only() {
+        for code in [512, 513, 514, 516] {
+            assert!(is_cut_short(&stopped_in(libc::SYS_read, -code)));
+            // A program may have any number in this register.
+            assert!(!is_cut_short(&stopped_in(-1, -code)));
+        }
+        assert!(!is_cut_short(&stopped_in(libc::SYS_read, -515)));
+        assert!(!is_cut_short(&stopped_in(libc::SYS_read, 512)));
+    }
+
+    #[test]
+    fn a_thread_that_waits_minds_less_than_one_that_writes() {
+        assert!(disturbance(libc::SYS_futex) < Disturbance::Time);
+        assert!(Disturbance::Time < disturbance(libc::SYS_epoll_wait));
+        assert!(disturbance(libc::SYS_epoll_wait) < disturbance(libc::SYS_close));
+        assert!(disturbance(libc::SYS_close) < disturbance(libc::SYS_write));
+    }
+}

@@ -271,6 +271,35 @@ fn a_frozen_program() {
     }
 }
 
+#[test]
+#[ignore = "changes a setting of the whole machine for a moment"]
+fn an_unprivileged_program_where_io_uring_is_off() {
+    struct Restore(&'static str, String);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            let _ = std::fs::write(self.0, &self.1);
+        }
+    }
+    let target = Target::start(&mut as_nobody("sleep".as_ref(), &["1000"]));
+    target.wait_until("it sleeps", |t| t.comm() == "sleep" && t.state() == 'S');
+    let pid = target.pid;
+    let before = (target.descriptors(), target.maps());
+    let setting = "/proc/sys/kernel/io_uring_disabled";
+    let restore = Restore(setting, std::fs::read_to_string(setting).unwrap());
+    std::fs::write(setting, "1").unwrap();
+    let error = make_ring(pid, 8).unwrap_err();
+    drop(restore);
+    let AttachError::IoUringOff { why, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(why.contains("io_uring_disabled is 1"), "{why}");
+    explains_itself(&error);
+    target.wait_until("the maker has ended", |t| {
+        t.proc("status").contains("Threads:\t1\n")
+    });
+    assert_eq!((target.descriptors(), target.maps()), before);
+}
+
 /// A command run as an unprivileged user.
 pub(crate) fn as_nobody(program: &std::path::Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("setpriv");

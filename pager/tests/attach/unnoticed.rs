@@ -347,3 +347,49 @@ fn a_ring_works_and_is_no_thread_of_the_program() {
     assert_eq!(lines[0], ((256 - 40) * 4096).to_string());
     assert!(success);
 }
+
+/// Takes hold of the process that the environment names until it is killed; see the test below.
+#[test]
+#[ignore = "a part of another test, which kills it"]
+fn takes_hold_for_ever() {
+    let pid: i32 = std::env::var("HOLO_ATTACH_PID").unwrap().parse().unwrap();
+    println!("ready");
+    while let Ok(hold) = take_hold(pid) {
+        let _ = make_ring(pid, 8);
+        let _ = drop_keeper(pid, hold.keeper_fd);
+    }
+}
+
+#[test]
+fn a_program_whose_tracer_is_killed_runs_right_or_not_at_all() {
+    use std::os::unix::process::ExitStatusExt;
+    let (mut alive, mut killed) = (0, 0);
+    for round in 0..40 {
+        let mut target = Target::busy(&["nanosleep", "epoll", "fpu"]);
+        let name = "unnoticed::takes_hold_for_ever";
+        let mut tracer = Target::start(
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--ignored", "--nocapture"])
+                .env("HOLO_ATTACH_PID", target.pid.to_string()),
+        );
+        tracer.read_until("ready\n");
+        // The work of a round takes some milliseconds: this is anywhere in it.
+        std::thread::sleep(std::time::Duration::from_micros(1000 + 517 * round));
+        drop(tracer);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        match target.child.try_wait().unwrap() {
+            // With our registers it may not run on.
+            Some(status) => {
+                assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
+                killed += 1;
+            }
+            None => {
+                let (lines, success) = target.finish();
+                assert!(success, "{lines:?}");
+                alive += 1;
+            }
+        }
+    }
+    println!("killed with its tracer {killed} times, ran on {alive} times");
+    assert!(alive > 0);
+}
