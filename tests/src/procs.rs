@@ -34,8 +34,10 @@ pub struct Proc {
     pub id: ProcId,
     /// Its parent's number.
     pub parent: i32,
-    /// The kernel's state letter; `Z` is dead and not yet collected.
+    /// The kernel's state letter, of the first thread; `Z` is dead and not yet collected.
     pub state: char,
+    /// How many threads there are, a dead first one included.
+    pub threads: u32,
     /// The kernel's short name for it.
     pub comm: String,
 }
@@ -59,14 +61,15 @@ impl Proc {
             },
             parent: fields.get(1)?.parse().ok()?,
             state: fields.first()?.chars().next()?,
+            threads: fields.get(17)?.parse().ok()?,
             comm: comm.to_owned(),
         })
     }
 
-    /// Whether it still runs or waits, that is, is not a zombie.
+    /// Whether it still runs or waits, in any of its threads: the first one may have ended before the rest.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        !matches!(self.state, 'Z' | 'X')
+        !matches!(self.state, 'Z' | 'X') || self.threads > 1
     }
 
     /// Sends a signal, unless the process is gone or its number has passed to another.
@@ -264,6 +267,7 @@ mod tests {
             },
             parent,
             state,
+            threads: 1,
             comm: String::new(),
         };
         let table = [

@@ -133,7 +133,8 @@ impl Watchdog {
     /// When the time is over, every thread of this process, of its descendants (orphaned ones too, when
     /// they lived for half a second before) and of everything marked with the same `HOLO_TEST_RUN` is
     /// described on standard error; then all of them are killed and this process aborts, with whatever
-    /// other tests it was running.
+    /// other tests it was running. The mark is the whole suite's: a helper that is to end alone gets one of
+    /// its own, `<the suite's>/<something>`.
     ///
     /// # Panics
     /// Where no thread can be started.

@@ -10,17 +10,22 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
 
+use holo_tests::procs::RUN_ID_VAR;
 use holo_tests::watchdog::Watchdog;
 
 /// Set in the process in which a guard is to expire: a second run of one of these tests.
 const ROLE: &str = "HOLO_TEST_WATCHDOG_ROLE";
 
 /// Runs one of these tests again, in the role in which it hangs.
+///
+/// With a mark of its own: an expired guard ends everything with its mark, and other roles run meanwhile.
 fn run_in_role(test: &str) -> Output {
+    let outer = std::env::var(RUN_ID_VAR).unwrap_or_default();
     let own = std::env::current_exe().unwrap();
     Command::new(own)
         .args(["--exact", test, "--nocapture"])
         .env(ROLE, test)
+        .env(RUN_ID_VAR, format!("{outer}/{}.{test}", std::process::id()))
         .output()
         .unwrap()
 }

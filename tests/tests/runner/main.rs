@@ -172,15 +172,7 @@ fn silence_is_a_hang() {
 #[test]
 fn threads_that_wait_for_a_page_are_described_and_freed() {
     let scene = Scene::new();
-    let program = scene.folder.join("stuck");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runner/stuck.c");
-    let compiled = Command::new("gcc")
-        .args(["-Wall", "-pthread", "-o"])
-        .arg(&program)
-        .arg(source)
-        .status()
-        .unwrap();
-    assert!(compiled.success());
+    scene.compile("stuck");
     let scene = scene.script("waits", "seconds = 2", "./stuck & echo $! > pid; wait");
     scene.run(&["run"]).failed(
         "0 passed, 1 failed",
@@ -212,6 +204,21 @@ fn process_left_behind_fails_and_is_killed() {
         &["leaked process", "(sleep)", "nanosleep"],
     );
     assert!(!is_alive(scene.pid("pid")));
+}
+
+#[test]
+fn process_left_behind_without_its_first_thread_is_found() {
+    let scene = Scene::new();
+    scene.compile("headless");
+    let body = format!("./headless & echo $! > pid; sleep 0.2; {GREEN}");
+    let scene = scene.script("leaks", "", &body);
+    scene.run(&["run"]).failed(
+        "2 passed, 1 failed",
+        &["leaked process", "(headless) state Z", "nanosleep"],
+    );
+    until("its end", || {
+        (!scene::has_threads(scene.pid("pid"))).then_some(())
+    });
 }
 
 #[test]
@@ -343,10 +350,15 @@ fn soak_takes_turns_with_other_arguments_and_seeds() {
     assert_ne!(words[0][3], words[2][3]);
 }
 
-const TOY: &str = "
-#[test] fn works() { assert!(std::env::var(\"HOLO_SEED\").is_ok()); }
-#[test] #[ignore = \"reason; owner: nobody\"] fn rests() {}
-";
+const TOY: &str = r#"
+#[test]
+fn works() {
+    assert!(std::env::var("HOLO_SEED").is_ok());
+}
+#[test]
+#[ignore = "reason; owner: nobody"]
+fn rests() {}
+"#;
 
 #[test]
 fn cargo_suite_is_built_counted_and_checked() {
@@ -355,6 +367,10 @@ fn cargo_suite_is_built_counted_and_checked() {
     scene
         .build_and_run(&["run"])
         .failed("1 passed, 1 failed", &["case rests was skipped"]);
+    scene
+        .manifest("ignored = ['rests']")
+        .build_and_run(&["run"])
+        .passed("1 passed, 0 failed");
 }
 
 #[test]

@@ -75,6 +75,16 @@ impl Scene {
         self
     }
 
+    /// Compiles a C program that lies beside these tests.
+    pub(crate) fn compile(&self, name: &str) {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/runner/{name}.c"));
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-Wall", "-pthread", "-o"])
+            .arg(self.folder.join(name))
+            .arg(source);
+        assert!(gcc.status().unwrap().success());
+    }
+
     /// Makes the folder a cargo workspace of one package, `toy`, without dependencies.
     pub(crate) fn toy_package(self, lib: &str) -> Self {
         fs::create_dir_all(self.folder.join("src")).unwrap();
@@ -202,6 +212,11 @@ pub(crate) fn is_alive(pid: u32) -> bool {
             .rsplit_once(") ")
             .is_some_and(|(_, rest)| rest.starts_with('Z'))
     })
+}
+
+/// Whether a process has any thread left, dead or alive.
+pub(crate) fn has_threads(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
 }
 
 /// Waits until `look` gives something.
