@@ -79,6 +79,9 @@ pub use words::Words;
 
 /// Most faults that wait at once; more are woken to come again.
 const FAULTS: usize = 16384;
+/// All addresses that a process of x86-64 can map and the kernel takes for a wake (from the usual
+/// `vm.mmap_min_addr` on).
+const EVERYWHERE: AddrRange = AddrRange::new(65536, (1 << 47) - SUBPAGE_BYTES);
 /// How often waiting faults are decided again though nothing was heard, nanoseconds.
 const RECHECK_NS: u64 = 2_000_000;
 
@@ -212,6 +215,9 @@ impl<'m, S: PageStore> Core<'m, S> {
             core.stats.spaces += 1;
         }
         core.apply_journal();
+        for id in core.map.spaces().collect::<Vec<_>>() {
+            core.wake_all(id);
+        }
         Ok(core)
     }
 
@@ -671,14 +677,13 @@ impl<'m, S: PageStore> Core<'m, S> {
         }
     }
 
-    /// Asks every fault of a space to be raised again.
+    /// Asks every fault of a space to be raised again, also where nothing is mapped any more: an unmap
+    /// or a move wakes nobody who waits there.
     fn wake_all(&mut self, id: SpaceId) {
-        let Some(s) = self.spaces[usize::from(id.0)].as_deref() else {
-            return;
-        };
-        for range in s.regions.iter() {
-            self.errands.push_back(Op::Wake { space: id, range });
-        }
+        self.errands.push_back(Op::Wake {
+            space: id,
+            range: EVERYWHERE,
+        });
     }
 
     /// The kernel says that the address space is gone.
