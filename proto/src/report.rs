@@ -81,9 +81,9 @@ pub struct Report {
     pub bytes_evicted: u64,
     /// Bytes that came back.
     pub bytes_refaulted: u64,
-    /// Bytes in the store before compression, at the end.
+    /// Most bytes that were in the store at once, before compression.
     pub store_bytes_raw: u64,
-    /// Bytes in the store after compression, at the end.
+    /// What they took there after compression, headers and rounding included.
     pub store_bytes_stored: u64,
     /// Stored subframes whose checksum did not match.
     pub integrity_failures: u64,

@@ -66,9 +66,9 @@ scalars! {
     Spaces = 25,
     /// Faults waiting.
     Waiting = 26,
-    /// Bytes in the store before compression.
+    /// Most bytes in the store, before compression.
     StoreRaw = 27,
-    /// Bytes in the store.
+    /// Bytes that they took then.
     StoreStored = 28,
     /// Checksum failures.
     IntegrityFailures = 29,

@@ -16,22 +16,28 @@ pub(crate) fn is_candidate(m: &Mapping<'_>) -> bool {
         && !m.exec
         && m.range.len() >= MAPPING_MIN_BYTES
         && match m.name {
-            MapName::Anonymous | MapName::Heap => true,
-            // Named by prctl(PR_SET_VMA_ANON_NAME): anonymous all the same.
-            MapName::Other(name) => name.starts_with(b"[anon:"),
-            _ => false,
+            MapName::Anonymous | MapName::AnonymousNamed(_) | MapName::Heap => true,
+            MapName::Stack | MapName::Vdso | MapName::Other(_) => false,
         }
 }
 
-/// The candidates' ranges of a process, in order, into `out`.
+/// The candidates' ranges of a process, in order, into `out`: those whose mapping holds no address of
+/// `never`. Cheap, and blind for flags: a locked mapping is found out when the kernel refuses it.
 pub(crate) fn candidates(
     text: &mut Vec<u8>,
     maps: &ProcMaps,
+    never: &[Addr],
     out: &mut Vec<AddrRange>,
 ) -> std::io::Result<()> {
     maps.read_into(text)?;
     out.clear();
-    out.extend(maps::mappings(text).filter(is_candidate).map(|m| m.range));
+    let free = |r: &AddrRange| !never.iter().any(|&a| r.contains(a));
+    out.extend(
+        maps::mappings(text)
+            .filter(is_candidate)
+            .map(|m| m.range)
+            .filter(free),
+    );
     Ok(())
 }
 
@@ -44,6 +50,8 @@ pub(crate) struct Survey {
     pub(crate) registered: Vec<AddrRange>,
     /// Wiped in a fork's child.
     pub(crate) wiped: Vec<AddrRange>,
+    /// Left out of a fork's child.
+    pub(crate) left_out: Vec<AddrRange>,
     /// Pages that are not taken.
     pub(crate) left: LeftAlone,
     /// Private anonymous bytes in memory that are not taken.
@@ -60,6 +68,9 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
         let pages = d.rss_bytes.div_ceil(PAGE_BYTES);
         if d.flags.has(VmFlags::WIPE_ON_FORK) {
             s.wiped.push(m.range);
+        }
+        if d.flags.has(VmFlags::DONT_COPY) {
+            s.left_out.push(m.range);
         }
         if d.flags.has(VmFlags::UFFD_MISSING) {
             s.registered.push(m.range);

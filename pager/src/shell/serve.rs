@@ -104,8 +104,10 @@ fn take(core: &mut LiveCore, live: &mut Live, command: Command) -> bool {
 /// Writes down what was counted.
 fn publish(core: &mut LiveCore, control: Control) {
     let usage = core.store().usage();
-    control.set(Scalar::StoreRaw, usage.raw_bytes);
-    control.set(Scalar::StoreStored, usage.stored_bytes);
+    if usage.raw_bytes >= control.get(Scalar::StoreRaw) {
+        control.set(Scalar::StoreRaw, usage.raw_bytes);
+        control.set(Scalar::StoreStored, usage.stored_bytes);
+    }
     control.max(Scalar::IntegrityFailures, usage.integrity_failures);
     control.set(Scalar::Usage, core.usage_bytes());
     control.set(Scalar::Spaces, core.spaces_alive() as u64);

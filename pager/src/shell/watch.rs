@@ -34,6 +34,12 @@ const LOOK_MIN_NS: u64 = 500_000;
 const LOOK_MAX_NS: u64 = 50_000_000;
 /// A search for new mappings or children costs at most this share of a CPU: one in so many.
 const SEARCH_SHARE: u64 = 50;
+/// The same while a tree that is short of memory grows: new mappings fill up unseen until they are found.
+const SEARCH_SHARE_GROWING: u64 = 3;
+/// Growth from one look to the next that counts as such.
+const GROWTH_BYTES: u64 = 256 << 10;
+/// Least time between two full surveys (smaps walks all page tables), nanoseconds.
+const SURVEY_NS: u64 = 1_000_000_000;
 /// A process with less private memory than this is not worth taking.
 const TAKE_MIN_BYTES: u64 = 1 << 20;
 /// Failed attempts to take one process before it is left alone.
@@ -52,6 +58,7 @@ struct Member {
     seen: BTreeSet<(u64, u64)>,
     maps: ProcMaps,
     never: Vec<Addr>,
+    next_survey_ns: u64,
 }
 
 /// A space whose process is not known yet.
@@ -74,6 +81,7 @@ pub(crate) struct Watch {
     text: Vec<u8>,
     ranges: Vec<AddrRange>,
     next_search_ns: u64,
+    next_hasty_ns: u64,
     next_tree_ns: u64,
     quiet_looks: u32,
     last_total: u64,
@@ -101,6 +109,7 @@ impl Watch {
             text: Vec::with_capacity(1 << 20),
             ranges: Vec::with_capacity(4096),
             next_search_ns: 0,
+            next_hasty_ns: 0,
             next_tree_ns: 0,
             quiet_looks: 0,
             last_total: 0,
@@ -250,10 +259,10 @@ impl Watch {
         self.control.get(Scalar::Budget)
     }
 
-    /// Above this the tree is taken.
+    /// Above this the tree is taken: taking and registering takes milliseconds, while it fills on.
     fn take_above(&self) -> u64 {
         let b = self.budget();
-        b - (b / 4).min(64 << 20)
+        b - (b / 2).min(64 << 20)
     }
 
     fn add_member(&mut self, pid: i32) {
@@ -272,6 +281,7 @@ impl Watch {
                 seen: BTreeSet::new(),
                 maps: ProcMaps::open(pid)?,
                 never: Vec::new(),
+                next_survey_ns: 0,
             })
         };
         if let Ok(m) = opened() {
@@ -305,6 +315,7 @@ impl Watch {
                 measured.push((space, pageable));
             }
         }
+        let growing = total > self.last_total + GROWTH_BYTES;
         self.quiet_looks = if total == self.last_total {
             self.quiet_looks.saturating_add(1)
         } else {
@@ -319,13 +330,14 @@ impl Watch {
         if pressed {
             self.take();
         }
-        if now >= self.next_search_ns {
+        if now >= self.next_search_ns || (pressed && growing && now >= self.next_hasty_ns) {
             let started = clock::monotonic_ns();
             self.match_orphans();
             if pressed {
-                self.find_mappings();
+                self.find_mappings(now);
             }
             let cost = clock::monotonic_ns() - started;
+            self.next_hasty_ns = now + cost * SEARCH_SHARE_GROWING;
             self.next_search_ns = now + (cost * SEARCH_SHARE).clamp(1_000_000, 1_000_000_000);
         }
     }
@@ -449,8 +461,7 @@ impl Watch {
                         self.input(Input::Never { space, range });
                     }
                 }
-                self.next_search_ns = 0;
-                self.find_mappings();
+                self.find_mappings(clock::monotonic_ns());
             }
             Errand::Refused { pid } => {
                 if let Some(m) = self.members.get_mut(&pid) {
@@ -613,40 +624,55 @@ impl Watch {
             space: o.space,
             parts: p,
         });
+        // What the fork left out of the child is nothing of the child's, whatever stands there later.
+        for &other in self.members.keys().filter(|&&other| other != pid) {
+            for range in scan::survey(other, &[]).map_or(Vec::new(), |s| s.left_out) {
+                self.input(Input::Wiped {
+                    space: o.space,
+                    range,
+                });
+            }
+        }
         self.introduce(o.space, pid, false);
     }
 
-    /// Registers mappings that were not there, or not seen, before.
-    fn find_mappings(&mut self) {
+    /// Registers mappings that were not there, or not seen, before; now and then surveys everything.
+    fn find_mappings(&mut self, now: u64) {
         let mut found = Vec::new();
+        let mut surveyed = Vec::new();
         for (&pid, m) in &mut self.members {
             let Some(space) = m.space else { continue };
-            if scan::candidates(&mut self.text, &m.maps, &mut self.ranges).is_err() {
-                continue;
-            }
-            let now: BTreeSet<_> = self.ranges.iter().map(|r| (r.start.0, r.end.0)).collect();
-            if now.difference(&m.seen).next().is_none() {
-                m.seen = now;
-                continue;
-            }
             heads_of(pid, &mut m.never);
-            if let Ok(survey) = scan::survey(pid, &m.never) {
-                m.left_bytes = survey.left_bytes;
-                found.push((space, survey));
+            let read = scan::candidates(&mut self.text, &m.maps, &m.never, &mut self.ranges);
+            if read.is_err() {
+                continue;
             }
-            m.seen = now;
+            let ranges: BTreeSet<_> = self.ranges.iter().map(|r| (r.start.0, r.end.0)).collect();
+            found.extend(
+                ranges
+                    .difference(&m.seen)
+                    .map(|&(start, end)| (space, AddrRange::new(start, end))),
+            );
+            m.seen = ranges;
+            if now >= m.next_survey_ns {
+                let started = clock::monotonic_ns();
+                if let Ok(survey) = scan::survey(pid, &m.never) {
+                    m.left_bytes = survey.left_bytes;
+                    surveyed.push(survey);
+                }
+                let cost = clock::monotonic_ns() - started;
+                m.next_survey_ns = now + (cost * SEARCH_SHARE).max(SURVEY_NS);
+            }
         }
-        for (space, survey) in found {
+        // First of all, before anything fills further.
+        for (space, range) in found {
+            self.input(Input::Adopt { space, range });
+        }
+        for survey in surveyed {
             self.control.set(Scalar::LeftStack, survey.left.stack);
             self.control.set(Scalar::LeftLocked, survey.left.locked);
             self.control.set(Scalar::LeftShared, survey.left.shared);
             self.control.set(Scalar::LeftFile, survey.left.file);
-            for range in survey.registered {
-                self.input(Input::Registered { space, range });
-            }
-            for range in survey.take {
-                self.input(Input::Adopt { space, range });
-            }
         }
     }
 
