@@ -272,8 +272,10 @@ impl Space {
 /// Whether waiting for this space's eviction can help a fault that needs memory.
 pub(super) fn can_make_room(s: &Space, now: Nanos) -> bool {
     s.life == Life::Serving
+        && s.known
         && s.ring != Ring::Refused
         && s.fruitless < FRUITLESS
+        && s.usage_bytes > 0
         && !s.regions.is_empty()
         && match &s.batch {
             Some(b) => {
