@@ -19,7 +19,7 @@
 //! | 1 | blocks in the file |
 //! | 16 + 4s | space `s`: state (0 free, 1 being built, 2 active) |
 //! | 17 + 4s | space `s`: block number of its root |
-//! | 18 + 4s | space `s`: sequence number of the fork that made it, plus one; 0 for none |
+//! | 18 + 4s | space `s`: sequence number of the fork that made it, plus one, until the child is known; else 0 |
 //! | 19 + 4s | space `s`: owner's word (the shell's) |
 //!
 //! A root has 4096 block numbers of middles (64 GiB of addresses each), a middle 4096 of leaves (16 MiB
@@ -272,7 +272,7 @@ impl<'m> Map<'m> {
         }
     }
 
-    /// Sequence number of the fork event that made the space, if one did.
+    /// Sequence number of the fork message that made the space, while what the fork wiped is not known.
     #[must_use]
     pub fn fork_seq(&self, space: SpaceId) -> Option<u32> {
         u32::try_from(get(self.words, Self::slot(space, 2)).checked_sub(1)?).ok()
@@ -307,6 +307,11 @@ impl<'m> Map<'m> {
         set(self.words, Self::slot(space, 1), u64::from(root));
         set(self.words, Self::slot(space, 0), 1);
         Ok(space)
+    }
+
+    /// Forgets that a fork made the space: its own history has begun, which a successor must not wipe.
+    pub fn settle_fork(&mut self, space: SpaceId) {
+        set(self.words, Self::slot(space, 2), 0);
     }
 
     /// Makes a built space active.

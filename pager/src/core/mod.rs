@@ -441,6 +441,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             Input::ChildKnown(id) => {
                 if let Some(s) = self.space(id) {
                     s.known = true;
+                    self.map.settle_fork(id);
                 }
                 self.unhold();
             }
