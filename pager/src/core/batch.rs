@@ -274,6 +274,7 @@ pub(super) fn can_make_room(s: &Space, now: Nanos) -> bool {
     s.life == Life::Serving
         && s.known
         && s.ring != Ring::Refused
+        && s.restore.is_idle()
         && s.fruitless < FRUITLESS
         && s.usage_bytes > 0
         && !s.regions.is_empty()

@@ -27,6 +27,8 @@ pub(crate) struct Restore {
     inflight: usize,
     queued: usize,
     asked: Option<PageIndex>,
+    /// The ring had no room: nothing more before a request ends.
+    full: bool,
     /// A page that populate could not do.
     direct: Option<PageIndex>,
     installing: bool,
@@ -88,7 +90,7 @@ impl<S: PageStore> Core<'_, S> {
             return self.step_direct(id, page);
         }
         let range = match s.restore.queue.front() {
-            Some(r) if s.restore.inflight < WINDOW => *r,
+            Some(r) if s.restore.inflight < WINDOW && !s.restore.full => *r,
             _ => return self.kick_restore(id),
         };
         let from = s.restore.cursor.unwrap_or(range.start.subpage());
@@ -213,7 +215,11 @@ impl<S: PageStore> Core<'_, S> {
                     s.restore.inflight += 1;
                     s.restore.queued += 1;
                 }
-                _ => s.restore.cursor = Some(page.subpage(0)),
+                _ if s.restore.inflight > 0 => {
+                    s.restore.full = true;
+                    s.restore.cursor = Some(page.subpage(0));
+                }
+                _ => s.restore.direct = Some(page),
             }
         }
     }
@@ -222,6 +228,7 @@ impl<S: PageStore> Core<'_, S> {
     pub(super) fn restored(&mut self, id: SpaceId, page: PageIndex, result: i32) {
         let Some(s) = self.space(id) else { return };
         s.restore.inflight = s.restore.inflight.saturating_sub(1);
+        s.restore.full = false;
         if result < 0 {
             s.restore.direct = Some(page);
             // One at a time: whatever else failed is found again from the start of the range.
