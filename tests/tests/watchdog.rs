@@ -79,7 +79,7 @@ fn expired_guard_ends_orphans_too() {
     if has_role(NAME) {
         let _guard = Watchdog::guard("the role", Duration::from_secs(3));
         // An orphan after two seconds, in a session of its own, without a mark.
-        let script = "setsid env -i /bin/sleep 1000 & echo orphan $! >&2; sleep 2";
+        let script = "setsid env -i /bin/sleep 1000 >/dev/null 2>&1 & echo orphan $! >&2; sleep 2";
         Command::new("/bin/sh")
             .args(["-c", script])
             .status()
