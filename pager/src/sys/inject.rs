@@ -5,13 +5,16 @@
 //! stack may end within a few hundred bytes (Go's do), with another thread's data behind it.
 //!
 //! ```text
-//!            SEIZE, INTERRUPT          call                      release
-//! running ----------------> trap ----------------> exit of a call -------------> running
-//!                             |       ^    | call        |
-//!                             |       +----+             | INTERRUPT, CONT (only when the thread's own
-//!                             |                          v                  system call was cut short)
-//!                             +----------------------> trap: everything put back, DETACH
+//!            SEIZE, INTERRUPT          call                        release
+//! running ----------------> trap ----------------> exit of a call ---------> running
+//!                             |       ^    | call        ^
+//!                             |       +----+             |
+//!                             +--------------------------+ (no call was made)
 //! ```
+//!
+//! The registers are put back as they were found, within the thread's own system call if it was in one. From
+//! any stop a detached thread leaves the kernel by way of its pending signals, and there the kernel itself
+//! decides what becomes of the call (see [`restart`]).
 //!
 //! While the thread is stopped it blocks all signals, so that none is delivered in the middle; they wait,
 //! and are delivered after the release. SIGSTOP and SIGCONT work as ever. If we die in the meantime
@@ -43,7 +46,10 @@ const CS_64_BIT: u64 = 0x33;
 const RSEQ_CS_AT: u64 = 8;
 /// A thread like any other of the process: CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM.
 const SPAWN_FLAGS: u64 = 0x0005_0f00;
-const SPAWN_TRIES: usize = 10;
+/// How often a call is made that a signal cuts short: SIGSTOP and SIGKILL are the only ones.
+const CALL_TRIES: usize = 10;
+/// The kernel's restart codes begin here: the call has done nothing, and should be made again.
+const FIRST_RESTART_CODE: i32 = 512;
 /// Bytes of scratch memory are mapped in such units.
 const SCRATCH_UNIT: u64 = 4096;
 
@@ -104,7 +110,8 @@ pub(super) struct Stopped {
     dispatch: Option<Dispatch>,
     since: Instant,
     agreement: Agreement,
-    state: State,
+    /// Let go, or lost.
+    released: bool,
     /// Descriptors in the process that must not stay, lowest first.
     temporary: Vec<u64>,
     /// Descriptors that stay if the work counts.
@@ -117,15 +124,6 @@ pub(super) struct Stopped {
     /// It is none of the program's threads: it ends instead of going on.
     ours: bool,
     stop_us: u64,
-}
-
-/// Where the thread is stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Trap,
-    SyscallExit,
-    /// Let go, or lost.
-    Released,
 }
 
 /// Stops the thread, lets `work` make calls in it, puts everything back and lets it go. Returns the result
@@ -194,7 +192,7 @@ impl Stopped {
             dispatch: ptrace::dispatch(tid),
             since,
             agreement: agreement.clone(),
-            state: State::Trap,
+            released: false,
             temporary: Vec::with_capacity(8),
             lasting: Vec::with_capacity(1),
             scratch: None,
@@ -266,7 +264,20 @@ impl Stopped {
         number: i64,
         arguments: &[u64],
     ) -> Result<Result<u64, Errno>, Lost> {
-        if self.state == State::Released {
+        let mut result = self.call_once(number, arguments)?;
+        for _ in 1..CALL_TRIES {
+            if result.is_err_and(|errno| errno >= FIRST_RESTART_CODE) {
+                result = self.call_once(number, arguments)?;
+            }
+        }
+        Ok(result.map_err(|errno| match errno {
+            FIRST_RESTART_CODE.. => libc::EINTR,
+            errno => errno,
+        }))
+    }
+
+    fn call_once(&mut self, number: i64, arguments: &[u64]) -> Result<Result<u64, Errno>, Lost> {
+        if self.released {
             return Err(Lost::Gone);
         }
         if self.agreement.is_abandoned() && !self.cleaning {
@@ -287,10 +298,7 @@ impl Stopped {
         self.request(ptrace::set_registers(self.tid, &regs))?;
         self.request(ptrace::resume_to_syscall(self.tid, 0))?;
         let result = self.run_to_exit()?;
-        Ok(u64::try_from(result).map_err(|_| {
-            let errno = i32::try_from(-result).unwrap_or(i32::MAX);
-            if errno < 512 { errno } else { libc::EINTR }
-        }))
+        Ok(u64::try_from(result).map_err(|_| i32::try_from(-result).unwrap_or(i32::MAX)))
     }
 
     fn run_to_exit(&mut self) -> Result<i64, Lost> {
@@ -315,12 +323,11 @@ impl Stopped {
                     self.request(ptrace::interrupt(self.tid))?;
                 }
                 Some(Stop::Gone) => {
-                    self.state = State::Released;
+                    self.released = true;
                     return Err(Lost::Gone);
                 }
                 Some(Stop::Syscall) => match self.request(ptrace::syscall_stop(self.tid))? {
                     SyscallStop::Exit(result) => {
-                        self.state = State::SyscallExit;
                         return Ok(result);
                     }
                     SyscallStop::Entry(_) | SyscallStop::None => {
@@ -333,7 +340,6 @@ impl Stopped {
                 }
                 // Not even entered: the thread is in a frozen cgroup.
                 Some(Stop::Trap) if hurried => {
-                    self.state = State::Trap;
                     return Err(Lost::Abandoned);
                 }
                 // The process was stopped by a signal, before us or meanwhile: this thread still runs for us.
@@ -350,7 +356,7 @@ impl Stopped {
         result.map_err(|errno| {
             let lost = lost(errno);
             if lost == Lost::Gone {
-                self.state = State::Released;
+                self.released = true;
             }
             lost
         })
@@ -404,13 +410,8 @@ impl Stopped {
     pub(super) fn spawn(&mut self) -> Result<Result<Self, Errno>, Lost> {
         let options = ptrace::TRACE_SYSCALL_GOOD | ptrace::EXIT_KILL | self.filter_option;
         self.request(ptrace::set_options(self.tid, options | ptrace::TRACE_CLONE))?;
-        let mut tries = 0;
-        while let Err(errno) = self.call(libc::SYS_clone, &[SPAWN_FLAGS])? {
-            tries += 1;
-            // A stop of the process makes the kernel ask for it again.
-            if errno != libc::EINTR || tries == SPAWN_TRIES {
-                return Ok(Err(errno));
-            }
+        if let Err(errno) = self.call(libc::SYS_clone, &[SPAWN_FLAGS])? {
+            return Ok(Err(errno));
         }
         let tid = self.made.take().ok_or(Lost::Gone)?;
         // It is on its way to its first stop: whatever happens, it must not be left before.
@@ -429,7 +430,7 @@ impl Stopped {
             dispatch: None,
             since: Instant::now(),
             agreement: self.agreement.clone(),
-            state: State::Trap,
+            released: false,
             temporary: Vec::with_capacity(8),
             lasting: Vec::new(),
             scratch: None,
@@ -444,7 +445,7 @@ impl Stopped {
 
     /// Closes what must not stay, puts everything back and lets the thread go; returns the length of the stop.
     pub(super) fn release(&mut self) -> u64 {
-        if self.state != State::Released {
+        if !self.released {
             self.cleaning = true;
             let _ = self.clean_up();
             if self.ours {
@@ -452,7 +453,7 @@ impl Stopped {
             } else {
                 let _ = self.put_back();
             }
-            self.state = State::Released;
+            self.released = true;
             self.stop_us = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
         }
         self.stop_us
@@ -493,11 +494,6 @@ impl Stopped {
     }
 
     fn put_back(&mut self) -> Result<(), Lost> {
-        if self.state == State::SyscallExit && restart::is_cut_short(&self.saved) {
-            // Patience without end: its registers are ours. It runs no instruction before the trap.
-            continue_to_trap(self.tid, self.pace())?;
-            self.state = State::Trap;
-        }
         self.boost = None;
         if let Some((at, noted)) = self.sequence {
             let _ = self.mem.write(at, &noted.to_ne_bytes());
@@ -529,30 +525,6 @@ pub(super) fn stop_at_trap(tid: i32, mut patience: impl FnMut() -> bool) -> Resu
             Some(Stop::Syscall | Stop::Cloned) => ptrace::resume(tid, 0).map_err(lost)?,
             Some(Stop::Signal(signal)) => {
                 // A stop for a signal uses up the request to stop.
-                ptrace::interrupt(tid).map_err(lost)?;
-                ptrace::resume(tid, signal).map_err(lost)?;
-            }
-        }
-    }
-}
-
-/// Takes a thread from the exit of a system call to a trap; no instruction of the program runs on the way.
-fn continue_to_trap(tid: i32, pace: Pace) -> Result<(), Lost> {
-    ptrace::interrupt(tid).map_err(lost)?;
-    ptrace::resume(tid, 0).map_err(lost)?;
-    let begun = Instant::now();
-    loop {
-        let stop = ptrace::wait_for_stop(tid, pace, || {
-            if begun.elapsed() > CLEANUP_PATIENCE {
-                std::thread::sleep(IDLE_PAUSE);
-            }
-            true
-        });
-        match stop {
-            Some(Stop::Trap) => return Ok(()),
-            None | Some(Stop::Gone) => return Err(Lost::Gone),
-            Some(Stop::Syscall | Stop::Cloned) => ptrace::resume(tid, 0).map_err(lost)?,
-            Some(Stop::Signal(signal)) => {
                 ptrace::interrupt(tid).map_err(lost)?;
                 ptrace::resume(tid, signal).map_err(lost)?;
             }

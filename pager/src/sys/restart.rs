@@ -1,10 +1,10 @@
 //! What becomes of a system call that a stop cut short.
 //!
-//! The kernel leaves such a call with one of its own restart codes in `rax`, never seen by a program, and
-//! acts on it when the thread goes on from a *trap*: with no signal it goes back to the call, with one
-//! whose handler runs it makes EINTR of most of them. So the registers are put back as they were, at a
-//! trap, and the kernel decides. Going back to the instruction from outside instead would start a `pause`
-//! anew although the signal that it waits for has just run its handler.
+//! The kernel leaves such a call with one of its own restart codes in `rax`, never seen by a program, and acts
+//! on it when it looks for signals: with none it goes back to the call, with one whose handler runs it makes
+//! EINTR of most of them. So the registers are put back as they were, and the kernel decides. Going back to
+//! the instruction from outside instead would start a `pause` anew although the signal that it waits for has
+//! just run its handler.
 //!
 //! Some calls say EINTR themselves, after any stop (signal(7) lists them under SIGCONT). A program without
 //! signal handlers need not expect that, so their EINTR is turned into the code that means "again, unless a
@@ -12,14 +12,8 @@
 
 use super::ptrace::{Registers, register, signed};
 
-/// Restart, or EINTR if a handler without SA_RESTART runs.
-const ERESTARTSYS: i64 = 512;
-/// Restart whatever runs.
-const ERESTARTNOINTR: i64 = 513;
-/// Restart, or EINTR if a handler runs.
+/// A restart code: again, or EINTR if a handler runs.
 const ERESTARTNOHAND: i64 = 514;
-/// Restart with the time that is left (`restart_syscall`), or EINTR if a handler runs.
-const ERESTART_RESTARTBLOCK: i64 = 516;
 
 /// Missing in the crate for this architecture.
 const SYS_IO_PGETEVENTS: i64 = 333;
@@ -117,20 +111,6 @@ pub(super) fn disturbance(call: i64) -> Disturbance {
     }
 }
 
-/// Whether the registers are of a system call that the kernel will take up again; such registers take
-/// effect only when they are put back at a trap.
-pub(super) fn is_cut_short(regs: &Registers) -> bool {
-    let code = -signed(regs.rax);
-    signed(regs.orig_rax) >= 0
-        && [
-            ERESTARTSYS,
-            ERESTARTNOINTR,
-            ERESTARTNOHAND,
-            ERESTART_RESTARTBLOCK,
-        ]
-        .contains(&code)
-}
-
 /// Makes a call that says EINTR because of our stop one that the kernel takes up again. Returns whether it
 /// was one.
 pub(super) fn make_restartable(regs: &mut Registers) -> bool {
@@ -168,19 +148,9 @@ mod tests {
         ] {
             let mut regs = stopped_in(call, result);
             assert_eq!(make_restartable(&mut regs), changed, "{call} {result}");
-            assert_eq!(is_cut_short(&regs), changed, "{call} {result}");
+            let expected = if changed { -ERESTARTNOHAND } else { result };
+            assert_eq!(signed(regs.rax), expected);
         }
-    }
-
-    #[test]
-    fn a_restart_code_counts_in_a_system_call_only() {
-        for code in [512, 513, 514, 516] {
-            assert!(is_cut_short(&stopped_in(libc::SYS_read, -code)));
-            // A program may have any number in this register.
-            assert!(!is_cut_short(&stopped_in(-1, -code)));
-        }
-        assert!(!is_cut_short(&stopped_in(libc::SYS_read, -515)));
-        assert!(!is_cut_short(&stopped_in(libc::SYS_read, 512)));
     }
 
     #[test]
