@@ -29,7 +29,7 @@ use crate::store::api::{Locations, PageStore, StoreError, Ticket};
 /// A ring that has not answered for so long belongs to a stopped target: others do not wait for it.
 const STUCK_NS: u64 = 50_000_000;
 /// After so many batches that freed nothing, faults no longer wait for room.
-const FRUITLESS: u32 = 3;
+const FRUITLESS: u32 = 1;
 /// Least time between two full searches for resident pages, nanoseconds; doubled while fruitless.
 const SWEEP_NS: u64 = 10_000_000;
 /// Rest after a batch that freed nothing, nanoseconds; doubled while fruitless.

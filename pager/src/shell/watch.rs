@@ -38,6 +38,10 @@ const SEARCH_SHARE: u64 = 50;
 const SEARCH_SHARE_GROWING: u64 = 3;
 /// Growth from one look to the next that counts as such.
 const GROWTH_BYTES: u64 = 256 << 10;
+/// Least time between two counts of what fork relatives share, nanoseconds.
+const COUNT_NS: u64 = 20_000_000;
+/// Least time between two attempts to find a fork's child, which may wait for it, nanoseconds.
+const MATCH_NS: u64 = 1_000_000;
 /// Least time between two full surveys (smaps walks all page tables), nanoseconds.
 const SURVEY_NS: u64 = 1_000_000_000;
 /// A process with less private memory than this is not worth taking.
@@ -54,6 +58,9 @@ struct Member {
     attempts: u32,
     anon_bytes: u64,
     left_bytes: u64,
+    /// Shared with fork relatives, as last counted.
+    shared_bytes: u64,
+    next_count_ns: u64,
     /// Mappings as last seen, to find new ones.
     seen: BTreeSet<(u64, u64)>,
     maps: ProcMaps,
@@ -82,6 +89,7 @@ pub(crate) struct Watch {
     ranges: Vec<AddrRange>,
     next_search_ns: u64,
     next_hasty_ns: u64,
+    next_match_ns: u64,
     next_tree_ns: u64,
     quiet_looks: u32,
     last_total: u64,
@@ -110,6 +118,7 @@ impl Watch {
             ranges: Vec::with_capacity(4096),
             next_search_ns: 0,
             next_hasty_ns: 0,
+            next_match_ns: 0,
             next_tree_ns: 0,
             quiet_looks: 0,
             last_total: 0,
@@ -250,6 +259,9 @@ impl Watch {
         }
         let room = self.budget().saturating_sub(self.last_total);
         let fill = room.saturating_mul(1_000_000_000) / FILL_BYTES_PER_S / 2;
+        if !self.orphans.is_empty() {
+            return MATCH_NS;
+        }
         // Nothing changed for a while: look less often.
         let idle = LOOK_MIN_NS << self.quiet_looks.min(7);
         fill.max(idle).clamp(LOOK_MIN_NS, LOOK_MAX_NS)
@@ -278,6 +290,8 @@ impl Watch {
                 attempts: 0,
                 anon_bytes: 0,
                 left_bytes: 0,
+                shared_bytes: 0,
+                next_count_ns: 0,
                 seen: BTreeSet::new(),
                 maps: ProcMaps::open(pid)?,
                 never: Vec::new(),
@@ -303,13 +317,22 @@ impl Watch {
         }
         let mut total = 0;
         let mut measured = Vec::new();
-        for m in self.members.values_mut() {
+        let relatives = self.members.len() as u64;
+        for (&pid, m) in &mut self.members {
+            if relatives < 2 {
+                m.shared_bytes = 0;
+            } else if now >= m.next_count_ns {
+                let started = clock::monotonic_ns();
+                m.shared_bytes = scan::shared_bytes(pid, relatives).unwrap_or(0);
+                let cost = clock::monotonic_ns() - started;
+                m.next_count_ns = now + (cost * SEARCH_SHARE).max(COUNT_NS);
+            }
             // An exec leaves the old address space: what was opened of it reads empty.
             m.anon_bytes = m
                 .statm
                 .sample()
                 .map_or(0, |s| s.resident_bytes.saturating_sub(s.shared_bytes));
-            let pageable = m.anon_bytes.saturating_sub(m.left_bytes);
+            let pageable = m.anon_bytes.saturating_sub(m.left_bytes + m.shared_bytes);
             total += pageable;
             if let Some(space) = m.space {
                 measured.push((space, pageable));
@@ -330,9 +353,14 @@ impl Watch {
         if pressed {
             self.take();
         }
-        if now >= self.next_search_ns || (pressed && growing && now >= self.next_hasty_ns) {
+        if !self.orphans.is_empty() && now >= self.next_match_ns {
             let started = clock::monotonic_ns();
             self.match_orphans();
+            let cost = clock::monotonic_ns() - started;
+            self.next_match_ns = now + cost.max(MATCH_NS);
+        }
+        if now >= self.next_search_ns || (pressed && growing && now >= self.next_hasty_ns) {
+            let started = clock::monotonic_ns();
             if pressed {
                 self.find_mappings(now);
             }
@@ -483,8 +511,7 @@ impl Watch {
             }
             Errand::Child { space, uffd } => {
                 self.orphans.push(Orphan { space, uffd });
-                self.next_search_ns = 0;
-                self.next_tree_ns = 0;
+                self.next_match_ns = 0;
             }
             Errand::Stop { space, why } => self.stopped(space, why),
             Errand::Closed {
