@@ -47,7 +47,9 @@ pub struct Hold {
     pub uffd: OwnedFd,
     /// The number of the descriptor for the same userfaultfd that the process keeps, close-on-exec.
     pub keeper_fd: i32,
-    /// The process.
+    /// The process. When its first thread has ended and others run on, the kernel refuses advice
+    /// (`process_madvise`) through it with ESRCH, and has no other name for the memory: only
+    /// [`advise_self`] and a ring work then.
     pub pidfd: OwnedFd,
     /// Where the kernel clears a thread's id at its exit, with faults forbidden: the mapping that holds it must
     /// never be paged. Of the thread that was stopped; `None` when it has none or the kernel does not say.
