@@ -1,12 +1,10 @@
 //! Taking hold of a process: one stop of one thread, after which the process runs without a tracer.
 //!
-//! Each function here stops one thread for some hundred microseconds (see [`inject`]), chosen so that it
+//! Each function here stops one thread for some hundred microseconds (see `inject.rs`), chosen so that it
 //! minds least: one that waits for a futex or a timer loses nothing at all. The work is done on a thread of
 //! its own, because only the end of the tracing thread lets go of a thread that does not stop; so the
 //! caller's wait always has a limit. Nobody in the calling process may wait for children in general
 //! (`waitpid(-1)`) meanwhile: it would take the stops for itself.
-//!
-//! [`inject`]: super::inject
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
