@@ -6,8 +6,10 @@
 pub mod procs;
 pub mod runner;
 pub mod session;
+pub mod sim;
 mod sys;
 pub mod watchdog;
 
 pub mod programs;
+pub mod takeover;
 pub mod torture;

@@ -1,0 +1,161 @@
+//! An address space as the kernel holds it: mappings, page tables and the pages behind them.
+
+use std::collections::BTreeMap;
+
+use super::oracle::Content;
+
+/// Index of an address space; one process each.
+pub(crate) type MmId = usize;
+/// Index of a userfaultfd context; also its descriptor number in the pager.
+pub(crate) type UffdId = usize;
+/// Index of a physical page; never used again for another.
+pub(crate) type FolioId = usize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prot {
+    None,
+    Read,
+    Write,
+}
+
+/// A private anonymous mapping, in subpages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Vma {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) prot: Prot,
+    pub(crate) locked: bool,
+    pub(crate) wipe_on_fork: bool,
+    pub(crate) dont_fork: bool,
+    pub(crate) uffd: Option<UffdId>,
+}
+
+impl Vma {
+    pub(crate) fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.start < end && self.end > start
+    }
+
+    fn joins(&self, next: &Self) -> bool {
+        self.end == next.start
+            && self.prot == next.prot
+            && self.locked == next.locked
+            && self.wipe_on_fork == next.wipe_on_fork
+            && self.dont_fork == next.dont_fork
+            && self.uffd == next.uffd
+    }
+}
+
+/// A page-table entry that is present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pte {
+    /// The page; `None` is the shared zero page.
+    pub(crate) folio: Option<FolioId>,
+    pub(crate) dirty: bool,
+    /// Write-protected for the userfaultfd.
+    pub(crate) wp: bool,
+}
+
+/// A physical page.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Folio {
+    pub(crate) content: Content,
+    /// The page's own mark, beside that of each page table.
+    pub(crate) dirty: bool,
+    /// `MADV_FREE` was done: may be dropped while clean.
+    pub(crate) lazy: bool,
+    /// Devices that may write at any moment.
+    pub(crate) pins: u32,
+    /// Where it is mapped.
+    pub(crate) maps: Vec<(MmId, u64)>,
+    /// A stale request of the pager's hit it: not dropped before this moment, because a request of an
+    /// eviction window and a reclaim of just that page meeting within the window cannot be undone by
+    /// anybody (a stated limit).
+    pub(crate) spared_until_ns: u64,
+}
+
+/// An address space.
+#[derive(Debug, Default)]
+pub(crate) struct Mm {
+    pub(crate) alive: bool,
+    /// SIGSTOP: no thread leaves the kernel, the ring takes no new request.
+    pub(crate) stopped_until_ns: u64,
+    pub(crate) vmas: Vec<Vma>,
+    pub(crate) ptes: BTreeMap<u64, Pte>,
+    /// Walks in progress that hold the lock for reading: nobody changes a mapping meanwhile.
+    pub(crate) readers: u32,
+    pub(crate) uffd: Option<UffdId>,
+    /// First subpage and end of where the program maps.
+    pub(crate) arena: (u64, u64),
+    /// Subpages that the kernel writes with faults forbidden.
+    pub(crate) heads: Vec<u64>,
+    /// Of a fork's child: what the fork wiped or left out.
+    pub(crate) wiped: Vec<(u64, u64)>,
+}
+
+impl Mm {
+    pub(crate) fn vma(&self, v: u64) -> Option<&Vma> {
+        self.vmas.iter().find(|m| v >= m.start && v < m.end)
+    }
+
+    /// The first mapping that ends after `v`.
+    pub(crate) fn vma_after(&self, v: u64) -> Option<&Vma> {
+        self.vmas.iter().find(|m| m.end > v)
+    }
+
+    /// Nothing is mapped in `start..end`.
+    pub(crate) fn is_hole(&self, start: u64, end: u64) -> bool {
+        !self.vmas.iter().any(|m| m.overlaps(start, end))
+    }
+
+    /// Cuts mappings at `at`.
+    pub(crate) fn split(&mut self, at: u64) {
+        if let Some(i) = self.vmas.iter().position(|m| m.start < at && at < m.end) {
+            let mut right = self.vmas[i].clone();
+            right.start = at;
+            self.vmas[i].end = at;
+            self.vmas.insert(i + 1, right);
+        }
+    }
+
+    /// Changes each mapping in `start..end`, cutting at the ends; equal neighbours join afterwards.
+    pub(crate) fn change(&mut self, start: u64, end: u64, mut f: impl FnMut(&mut Vma)) {
+        self.split(start);
+        self.split(end);
+        for m in self.vmas.iter_mut().filter(|m| m.overlaps(start, end)) {
+            f(m);
+        }
+        self.merge();
+    }
+
+    pub(crate) fn merge(&mut self) {
+        let mut i = 0;
+        while i + 1 < self.vmas.len() {
+            if self.vmas[i].joins(&self.vmas[i + 1]) {
+                self.vmas[i].end = self.vmas[i + 1].end;
+                self.vmas.remove(i + 1);
+            } else {
+                i += 1;
+            }
+        }
+    }
+
+    pub(crate) fn insert_vma(&mut self, vma: Vma) {
+        let i = self.vmas.partition_point(|m| m.end <= vma.start);
+        self.vmas.insert(i, vma);
+        self.merge();
+    }
+
+    pub(crate) fn remove_vmas(&mut self, start: u64, end: u64) {
+        self.split(start);
+        self.split(end);
+        self.vmas.retain(|m| !m.overlaps(start, end));
+    }
+
+    /// Whether any mapping in `start..end` is served, and by whom.
+    pub(crate) fn served(&self, start: u64, end: u64) -> Option<UffdId> {
+        self.vmas
+            .iter()
+            .filter(|m| m.overlaps(start, end))
+            .find_map(|m| m.uffd)
+    }
+}

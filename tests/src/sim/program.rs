@@ -1,0 +1,239 @@
+//! What the simulated programs do: acts drawn by chance, such as a correct program could make.
+//!
+//! Threads of one process may touch anything at any time and share all memory, but none changes a mapping
+//! that another's `madvise` is at work on: what a program gets then is its own fault.
+
+use super::kernel::{Kernel, trace};
+use super::knobs::{ACTS, Act};
+use super::mm::{MmId, Prot, Vma};
+use super::thread::{Advise, Change, Drop, Stage, Task, ThreadId};
+
+impl Kernel {
+    /// A process with some mappings, natively touched.
+    pub(crate) fn start_process(&mut self) -> MmId {
+        let (start, len) = (self.knobs.arena_start, self.knobs.arena_len);
+        let mm = super::mm::Mm {
+            alive: true,
+            arena: (start, start + len),
+            ..super::mm::Mm::default()
+        };
+        let mm = self.add_mm(mm, super::oracle::Ideal::default());
+        for _ in 0..self.rng.between(1, 4) {
+            if let Some((a, b)) = self.hole(mm) {
+                let vma = self.fresh_vma(a, b);
+                self.mms[mm].insert_vma(vma);
+            }
+        }
+        if self.rng.percent(20) {
+            let head = start + self.rng.below(len);
+            self.mms[mm].heads.push(head);
+        }
+        for _ in 0..self.knobs.threads {
+            self.threads.push(super::thread::Thread::new(mm, false));
+        }
+        mm
+    }
+
+    fn fresh_vma(&mut self, start: u64, end: u64) -> Vma {
+        Vma {
+            start,
+            end,
+            prot: Prot::Write,
+            locked: false,
+            wipe_on_fork: self.rng.percent(10),
+            dont_fork: self.rng.percent(10),
+            uffd: None,
+        }
+    }
+
+    /// A subpage of the arena.
+    fn anywhere(&mut self, mm: MmId) -> u64 {
+        let (start, end) = self.mms[mm].arena;
+        start + self.rng.below(end - start)
+    }
+
+    /// An unmapped range of random length.
+    fn hole(&mut self, mm: MmId) -> Option<(u64, u64)> {
+        let (_, last) = self.mms[mm].arena;
+        let start = self.anywhere(mm);
+        let len = self.rng.between(1, 40);
+        self.mms[mm].is_hole(start, start + 1).then_some(())?;
+        let mut end = start;
+        while end < last && end < start + len && self.mms[mm].is_hole(end, end + 1) {
+            end += 1;
+        }
+        Some((start, end))
+    }
+
+    /// A range that begins in a mapping.
+    fn range(&mut self, mm: MmId) -> Option<(u64, u64)> {
+        if self.mms[mm].vmas.is_empty() {
+            return None;
+        }
+        let i = self.rng.index(self.mms[mm].vmas.len());
+        let m = self.mms[mm].vmas[i].clone();
+        match self.rng.below(4) {
+            0 => Some((m.start, m.end)),
+            1 => {
+                let at = m.start + self.rng.below(m.end - m.start);
+                Some((at, at + 1))
+            }
+            _ => {
+                let a = m.start + self.rng.below(m.end - m.start);
+                let b = a + self.rng.between(1, 24);
+                let arena_end = self.mms[mm].arena.1;
+                // Now and then over the mapping's end.
+                let limit = if self.rng.percent(30) {
+                    arena_end
+                } else {
+                    m.end
+                };
+                Some((a, b.min(limit)))
+            }
+        }
+    }
+
+    /// The next thing that thread `t` does.
+    pub(crate) fn choose(&mut self, t: ThreadId) -> Task {
+        self.acts_left = self.acts_left.saturating_sub(1);
+        let mm = self.threads[t].mm;
+        let act = ACTS[self.rng.weighted(&self.knobs.weights.clone())];
+        self.act(t, mm, act).unwrap_or(Task::Idle)
+    }
+
+    fn act(&mut self, t: ThreadId, mm: MmId, act: Act) -> Option<Task> {
+        match act {
+            Act::Read | Act::Write | Act::Pin => {
+                let (start, end) = self.mms[mm].arena;
+                let hot = ((end - start) * self.knobs.hot / 100).max(1);
+                let v = if self.rng.percent(80) {
+                    start + self.rng.below(hot)
+                } else {
+                    self.anywhere(mm)
+                };
+                Some(match act {
+                    Act::Pin => Task::Pin { v },
+                    _ => Task::Access {
+                        v,
+                        write: act == Act::Write,
+                    },
+                })
+            }
+            Act::DontNeed | Act::Free => {
+                let (start, end) = self.range(mm)?;
+                let name = self.name();
+                let what = if act == Act::Free {
+                    Drop::Free
+                } else {
+                    Drop::DontNeed
+                };
+                trace!(
+                    self,
+                    "thread {t} of mm{mm} calls {what:?} {start:#x}-{end:#x}"
+                );
+                self.ideals[mm].drop_begins(name, start, end);
+                Some(Task::Advise(Advise {
+                    what,
+                    cursor: start,
+                    piece_end: start,
+                    end,
+                    stage: Stage::Look,
+                    error: 0,
+                    name,
+                    told_to: start,
+                    again: false,
+                    request: None,
+                }))
+            }
+            Act::Fork => (self.mms[mm].readers == 0).then(|| self.fork(t)),
+            Act::Exit => {
+                // Not too often: a run of nothing finds nothing.
+                if self.rng.one_in(20) {
+                    self.exit(mm);
+                }
+                None
+            }
+            Act::Unmap | Act::Map | Act::Protect | Act::Move | Act::Unlock => {
+                let change = self.draw_change(mm, act)?;
+                (self.mms[mm].readers == 0).then(|| self.change(t, change))
+            }
+            Act::Lock => {
+                let (start, end) = self.range(mm)?;
+                if self.mms[mm].readers > 0 {
+                    return None;
+                }
+                trace!(self, "thread {t} of mm{mm} locks {start:#x}-{end:#x}");
+                self.mms[mm].change(start, end, |m| m.locked = true);
+                Some(Task::Lock { cursor: start, end })
+            }
+        }
+    }
+
+    fn draw_change(&mut self, mm: MmId, act: Act) -> Option<Change> {
+        let free = |k: &Self, start: u64, end: u64| !k.ideals[mm].drops_in(start, end);
+        match act {
+            Act::Unmap => {
+                let (start, end) = self.range(mm)?;
+                free(self, start, end).then_some(Change::Unmap { start, end })
+            }
+            Act::Map => {
+                let over = self.rng.percent(20);
+                let (start, end) = if over {
+                    self.range(mm)?
+                } else {
+                    self.hole(mm)?
+                };
+                if !free(self, start, end) {
+                    return None;
+                }
+                let vma = self.fresh_vma(start, end);
+                Some(Change::Map(vma))
+            }
+            Act::Protect => {
+                let (start, end) = self.range(mm)?;
+                let prot = match self.rng.below(5) {
+                    0 => Prot::None,
+                    1 => Prot::Read,
+                    _ => Prot::Write,
+                };
+                Some(Change::Protect { start, end, prot })
+            }
+            Act::Unlock => {
+                let (start, end) = self.range(mm)?;
+                Some(Change::Unlock { start, end })
+            }
+            _ => {
+                let (from, end) = self.range(mm)?;
+                let end = end.min(self.mms[mm].vma(from)?.end);
+                let len = end - from;
+                let new_len = match self.rng.below(4) {
+                    0 => self.rng.between(1, len),
+                    1 => len + self.rng.between(1, 8),
+                    _ => len,
+                };
+                let arena = self.mms[mm].arena;
+                let to = match self.rng.below(8) {
+                    0 => from,
+                    1 => self.anywhere(mm),
+                    _ => {
+                        // The kernel chooses: the first hole that is large enough, from somewhere on.
+                        let at = self.anywhere(mm);
+                        (at..arena.1)
+                            .chain(arena.0..at)
+                            .find(|&a| self.mms[mm].is_hole(a, a + new_len))?
+                    }
+                };
+                let apart = to == from || to + new_len <= from || to >= from + len;
+                let inside = to + new_len <= arena.1.max(from + len);
+                let widest = len.max(new_len);
+                (apart && inside && free(self, from, from + widest) && free(self, to, to + new_len))
+                    .then_some(Change::Move {
+                        from,
+                        len,
+                        to,
+                        new_len,
+                    })
+            }
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The simulated ring in a target: queued advice, carried out by a worker of the target's own.
+
+use std::collections::VecDeque;
+
+use holo_pager::core::{Advice, Outcome};
+
+use super::kernel::{Kernel, trace};
+use super::mm::{FolioId, MmId};
+use super::thread::{Advise, Drop, Stage, Task, Thread};
+
+/// One request.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) tag: u64,
+    pub(crate) advice: Advice,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    /// Which page was at each subpage when the request was queued.
+    pub(crate) seen: Vec<Option<FolioId>>,
+}
+
+/// A ring.
+#[derive(Debug, Default)]
+pub(crate) struct Ring {
+    pub(crate) queue: VecDeque<Request>,
+    /// Of the queue, what the kernel's side has seen.
+    pub(crate) visible: usize,
+    pub(crate) running: usize,
+    pub(crate) done: VecDeque<(u64, i32)>,
+}
+
+impl Ring {
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.queue.is_empty() && self.running == 0
+    }
+}
+
+impl Kernel {
+    /// A ring is made in `mm`.
+    pub(crate) fn add_ring(&mut self, mm: MmId) {
+        if self.rings[mm].is_some() || !self.mms[mm].alive {
+            return;
+        }
+        self.rings[mm] = Some(Ring::default());
+        for _ in 0..self.knobs.ring_workers {
+            self.threads.push(Thread::new(mm, true));
+        }
+    }
+
+    pub(crate) fn queue_advice(
+        &mut self,
+        mm: MmId,
+        advice: Advice,
+        start: u64,
+        end: u64,
+        tag: u64,
+    ) -> Outcome {
+        if !self.mms[mm].alive {
+            return Outcome::Gone;
+        }
+        let seen = (start..end)
+            .map(|v| self.mms[mm].ptes.get(&v).and_then(|p| p.folio))
+            .collect();
+        let Some(ring) = self.rings[mm].as_mut() else {
+            return Outcome::Refused(9);
+        };
+        if ring.queue.len() + ring.running + ring.done.len() >= self.knobs.ring_entries {
+            return Outcome::Full;
+        }
+        ring.queue.push_back(Request {
+            tag,
+            advice,
+            start,
+            end,
+            seen,
+        });
+        Outcome::Done
+    }
+
+    pub(crate) fn kick_ring(&mut self, mm: MmId) {
+        if let Some(r) = self.rings[mm].as_mut() {
+            r.visible = r.queue.len();
+        }
+    }
+
+    /// A worker takes the next request.
+    pub(crate) fn take_request(&mut self, mm: MmId) -> Task {
+        let name = self.name();
+        let Some(ring) = self.rings[mm].as_mut() else {
+            return Task::Idle;
+        };
+        let Some(r) = ring.queue.pop_front() else {
+            return Task::Idle;
+        };
+        ring.visible -= 1;
+        ring.running += 1;
+        trace!(
+            self,
+            "ring of mm{mm} begins {:?} {:#x}-{:#x}", r.advice, r.start, r.end
+        );
+        match r.advice {
+            Advice::Free => Task::Advise(Advise {
+                what: Drop::Free,
+                cursor: r.start,
+                piece_end: r.start,
+                end: r.end,
+                stage: Stage::Look,
+                error: 0,
+                name,
+                told_to: r.start,
+                again: false,
+                request: Some(r),
+            }),
+            Advice::Populate => Task::Populate {
+                cursor: r.start,
+                end: r.end,
+                tag: r.tag,
+            },
+        }
+    }
+
+    pub(crate) fn request_done(&mut self, mm: MmId, tag: u64, result: i32) {
+        trace!(self, "ring of mm{mm}: request {tag:#x} ends with {result}");
+        if let Some(r) = self.rings[mm].as_mut() {
+            r.running -= 1;
+            r.done.push_back((tag, result));
+        }
+    }
+}
