@@ -7,8 +7,6 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -34,9 +32,6 @@ const MARK_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the program works in each phase.
 const PHASE: Duration = Duration::from_secs(3);
 
-/// How long one look into `/proc` may take.
-const READ_DEADLINE: Duration = Duration::from_secs(10);
-
 /// Data set of the Redis case, MiB of private memory.
 const REDIS_PEAK_MIB: u64 = 181;
 
@@ -53,7 +48,7 @@ fn python(run: &Run<'_>) -> Result<()> {
     let seconds = u64::from(TURNS) * 20 + 10;
     let mut running = PY_HASH.plan(run, seconds).start(&run.without_holo())?;
     running.goes_on_for(PHASE)?;
-    let target = Process::of(running.first()).context("the program has gone")?;
+    let target = running.first().context("the program has gone")?;
     let beats = |running: &Running| beat(&running.lines());
     turns(run, &mut running, target, PY_HASH.bare_peak_mib, beats)?;
     ensure!(
@@ -252,7 +247,7 @@ struct Traces {
 
 impl Traces {
     fn of(target: Process) -> Result<Self> {
-        let smaps = read_bounded(format!("/proc/{}/smaps", target.pid))?;
+        let smaps = target.read("smaps")?;
         let flags: Vec<&str> = smaps
             .lines()
             .filter_map(|line| line.strip_prefix("VmFlags:"))
@@ -298,20 +293,5 @@ impl Traces {
             link.contains("userfaultfd") || link.contains("io_uring")
         };
         self.marks == 0 && self.ring_threads.is_empty() && !self.descriptors.iter().any(holds)
-    }
-}
-
-/// Reads a file that needs the process's memory lock: a process that hangs there must not take the
-/// driver with it.
-fn read_bounded(path: String) -> Result<String> {
-    let (sender, receiver) = mpsc::channel();
-    let name = path.clone();
-    thread::spawn(move || {
-        // The receiver may have given up: then nobody wants the answer.
-        let _ = sender.send(fs::read_to_string(path));
-    });
-    match receiver.recv_timeout(READ_DEADLINE) {
-        Ok(text) => text.with_context(|| format!("reading {name}")),
-        Err(_) => bail!("{name} cannot be read within {READ_DEADLINE:?}"),
     }
 }

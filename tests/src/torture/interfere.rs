@@ -39,14 +39,14 @@ pub fn stop_and_continue(run: &Run<'_>, binaries: &Path) -> Result<()> {
     let mut draw = Draw::new(run.seed);
     let mut stops = 0;
     while running.goes_on_for(draw.pause_ms(20, 400))? {
-        target.signal("STOP")?;
+        target.signal(libc::SIGSTOP);
         if !reaches(&mut running, target, true)? {
             break;
         }
         running.goes_on_for(draw.pause_ms(5, 600))?;
         let state = target.state();
         ensure!(state == Some('T'), "a stopped target is in state {state:?}");
-        target.signal("CONT")?;
+        target.signal(libc::SIGCONT);
         reaches(&mut running, target, false)?;
         stops += 1;
     }

@@ -1,6 +1,6 @@
 //! Do the checks bite? A bare program gets zeros into its memory behind its back, and must notice.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -64,8 +64,7 @@ fn spoil(target: Process, seed: u64) -> Result<u64> {
 /// The addresses of the program's region: of all runs of neighbouring mappings, the one with the most
 /// private memory in it. Some programs cut theirs into pieces, with files of their own between.
 fn region_of(target: Process) -> Result<(u64, u64)> {
-    let text =
-        fs::read_to_string(format!("/proc/{}/smaps", target.pid)).context("reading smaps")?;
+    let text = target.read("smaps")?;
     let mut spans: Vec<Span> = Vec::new();
     let mut counts = false;
     for line in text.lines() {

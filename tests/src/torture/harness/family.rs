@@ -1,19 +1,20 @@
 //! The processes of one case: whatever it started, also what has left its parent.
 //!
-//! A case's command carries a token in its environment. A process belongs to the case if it has the
-//! token, or a parent that belonged when it was seen. Only processes that started later than the case
-//! are asked, and none is ever signalled that was not found this way.
+//! A case's command carries a mark in its environment, nested in the suite's own (see [`crate::procs`]).
+//! A process belongs to the case if it has the mark, or a parent that belonged when it was seen. Only
+//! processes that are younger than the case are asked, and none is ever signalled that was not found
+//! this way.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::sync::mpsc;
-use std::thread;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::process::{Process, Stat};
+use super::process::Process;
+use crate::procs::{self, Proc};
 
-/// Name of the environment variable that carries the token.
-pub const TOKEN_VARIABLE: &str = "HOLO_TEST_CASE";
+pub use crate::procs::RUN_ID_VAR as MARK_VARIABLE;
 
 /// Reading an environment needs the process's memory lock: past this it is given up.
 const ENVIRON_WAIT: Duration = Duration::from_secs(1);
@@ -21,31 +22,33 @@ const ENVIRON_WAIT: Duration = Duration::from_secs(1);
 /// The processes that one command started.
 #[derive(Debug)]
 pub struct Family {
-    token: String,
+    mark: String,
     since: u64,
     members: HashSet<Process>,
     strangers: HashSet<Process>,
 }
 
 impl Family {
-    /// A family for the command that will carry `token`; to be made before the command starts.
+    /// A family for the command that will carry the mark; to be made before the command starts.
     #[must_use]
-    pub fn new(token: String) -> Self {
-        // A fresh process's start time is now: only younger processes can belong to the case.
-        let since = std::process::Command::new("/bin/true")
-            .spawn()
-            .ok()
-            .and_then(|mut child| {
-                let started = Process::of(child.id()).map(|process| process.started);
-                child.wait().ok()?;
-                started
-            })
-            .unwrap_or(0);
+    pub fn new(mark: String) -> Self {
         Self {
-            token,
-            since,
+            mark,
+            since: ticks_now(),
             members: HashSet::new(),
             strangers: HashSet::new(),
+        }
+    }
+
+    /// The mark for a case of this name: unique, and within the suite's if there is one.
+    #[must_use]
+    pub fn mark_for(case: &str) -> String {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let own = format!("{}-{count}-{case}", std::process::id());
+        match std::env::var(MARK_VARIABLE) {
+            Ok(suite) => format!("{suite}/{own}"),
+            Err(_) => own,
         }
     }
 
@@ -53,28 +56,29 @@ impl Family {
     ///
     /// Its environment may not tell: between two images it is empty, and some programs write their title
     /// over it.
-    pub fn adopt(&mut self, pid: u32) {
-        self.members.extend(Process::of(pid));
+    pub fn adopt(&mut self, process: Process) {
+        self.members.insert(process);
     }
 
-    /// The processes that run now, oldest first; zombies are not counted.
-    pub fn members(&mut self) -> Vec<Stat> {
-        let all = Stat::all();
-        let by_pid: HashMap<u32, Process> = all
+    /// The processes that run now, oldest first; dead ones that nobody collected are not counted.
+    pub fn members(&mut self) -> Vec<Proc> {
+        let all = procs::all();
+        let by_pid: HashMap<i32, Process> = all
             .iter()
-            .map(|stat| (stat.process.pid, stat.process))
+            .map(|proc| (proc.id.pid, Process::from(proc)))
             .collect();
         loop {
             let before = self.members.len();
-            for stat in &all {
-                if stat.process.started < self.since || self.members.contains(&stat.process) {
+            for proc in &all {
+                let process = Process::from(proc);
+                if proc.id.start_ticks < self.since || self.members.contains(&process) {
                     continue;
                 }
-                let of_member = by_pid
-                    .get(&stat.parent)
-                    .is_some_and(|parent| self.members.contains(parent));
-                if of_member || self.has_token(stat) {
-                    self.members.insert(stat.process);
+                let parent = by_pid.get(&proc.parent);
+                if parent.is_some_and(|parent| self.members.contains(parent))
+                    || self.is_marked(proc)
+                {
+                    self.members.insert(process);
                 }
             }
             // A child may stand before its parent in the list.
@@ -82,93 +86,95 @@ impl Family {
                 break;
             }
         }
-        let mut alive: Vec<Stat> = all
-            .into_iter()
-            .filter(|stat| {
-                self.members.contains(&stat.process) && stat.state != 'Z' && stat.state != 'X'
-            })
-            .collect();
-        alive.sort_by_key(|stat| (stat.process.started, stat.process.pid));
+        let belongs = |proc: &Proc| self.members.contains(&Process::from(proc)) && proc.is_alive();
+        let mut alive: Vec<Proc> = all.into_iter().filter(belongs).collect();
+        alive.sort_by_key(|proc| (proc.id.start_ticks, proc.id.pid));
         alive
     }
 
-    fn has_token(&mut self, stat: &Stat) -> bool {
-        if self.strangers.contains(&stat.process) || stat.state == 'Z' {
+    fn is_marked(&mut self, proc: &Proc) -> bool {
+        let process = Process::from(proc);
+        if self.strangers.contains(&process) || !proc.is_alive() {
             return false;
         }
-        let (sender, receiver) = mpsc::channel();
-        let pid = stat.process.pid;
-        thread::spawn(move || {
-            // The receiver may have given up: then nobody wants the answer.
-            let _ = sender.send(fs::read(format!("/proc/{pid}/environ")));
-        });
-        let wanted = format!("{TOKEN_VARIABLE}={}", self.token);
-        match receiver.recv_timeout(ENVIRON_WAIT) {
-            Ok(Ok(environment)) if !environment.is_empty() => {
-                let found = environment
-                    .split(|byte| *byte == 0)
-                    .any(|entry| entry == wanted.as_bytes());
-                // A process between fork and exec has its parent's environment: one that has not the
-                // token now cannot get it later, except by exec from a member, which is a member then.
-                if !found {
-                    self.strangers.insert(stat.process);
+        let (pid, mark) = (proc.id.pid, self.mark.clone());
+        let look = move || {
+            let known = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+            (!known.is_empty()).then(|| procs::is_marked(pid, &mark))
+        };
+        match procs::bounded(ENVIRON_WAIT, look).flatten() {
+            Some(marked) => {
+                // It cannot get the mark later, except by exec from a member, which is a member then.
+                if !marked {
+                    self.strangers.insert(process);
                 }
-                found
+                marked
             }
-            // Empty: between two images, or a kernel thread. Gone or blocked: nothing to say.
-            Ok(_) | Err(_) => false,
+            // Between two images, gone, or blocked: nothing to say yet.
+            None => false,
         }
     }
 
     /// The members that execute this program file.
-    pub fn running(&mut self, program: &std::path::Path) -> Vec<Process> {
+    pub fn running(&mut self, program: &Path) -> Vec<Process> {
         self.members()
-            .into_iter()
-            .map(|stat| stat.process)
+            .iter()
+            .map(Process::from)
             .filter(|process| process.program().as_deref() == Some(program))
             .collect()
     }
 }
 
+/// The start time that a process gets which starts now: that of one that does.
+fn ticks_now() -> u64 {
+    let Ok(mut child) = Command::new("/bin/true").spawn() else {
+        return 0;
+    };
+    let process = i32::try_from(child.id()).ok().and_then(Process::of);
+    // It cannot fail otherwise than by being collected already.
+    let _ = child.wait();
+    process.map_or(0, Process::start_ticks)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Instant;
+
+    use super::super::LOOK_EVERY;
     use super::*;
-    use std::process::Command;
 
     #[test]
     fn an_orphan_that_left_its_session_still_belongs() {
-        let token = format!("family-{}", std::process::id());
-        let mut family = Family::new(token.clone());
+        let mark = Family::mark_for("orphan");
+        let mut family = Family::new(mark.clone());
         let mut child = Command::new("/bin/sh")
             .args(["-c", "setsid sleep 30 & exit 0"])
-            .env(TOKEN_VARIABLE, &token)
+            .env(MARK_VARIABLE, &mark)
             .spawn()
             .unwrap();
         child.wait().unwrap();
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(5);
         let found = loop {
             let members = family.members();
-            if members.iter().any(|stat| stat.name == "sleep") {
+            if members.iter().any(|proc| proc.comm == "sleep") {
                 break members;
             }
-            assert!(
-                std::time::Instant::now() < deadline,
-                "the orphan was not found"
-            );
-            thread::sleep(super::super::LOOK_EVERY);
+            assert!(Instant::now() < deadline, "the orphan was not found");
+            thread::sleep(LOOK_EVERY);
         };
-        for stat in &found {
-            stat.process.signal("KILL").unwrap();
+        for proc in &found {
+            proc.signal(libc::SIGKILL);
         }
         assert!(
             found
                 .iter()
-                .all(|stat| stat.process.pid != std::process::id())
+                .all(|proc| proc.id.pid.cast_unsigned() != std::process::id())
         );
     }
 
     #[test]
-    fn a_process_without_the_token_is_a_stranger() {
+    fn a_process_without_the_mark_is_a_stranger() {
         let mut family = Family::new("nobody-has-this".to_owned());
         let mut child = Command::new("/bin/sleep").arg("5").spawn().unwrap();
         assert!(family.members().is_empty());

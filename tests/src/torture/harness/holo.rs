@@ -51,8 +51,8 @@ impl Binaries {
 pub fn pager_pids(family: &mut Family) -> Vec<Process> {
     family
         .members()
-        .into_iter()
-        .filter(|stat| stat.name == "holo-pager")
-        .map(|stat| stat.process)
+        .iter()
+        .filter(|proc| proc.comm == "holo-pager")
+        .map(Process::from)
         .collect()
 }

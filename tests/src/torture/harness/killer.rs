@@ -2,15 +2,13 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
-
 use super::Draw;
 use super::family::Family;
 use super::holo::pager_pids;
 use super::process::Process;
 
 /// Milliseconds between two kills: from less than a take-over needs to several rounds of eviction.
-const PAUSE_MS: (u64, u64) = (100, 1000);
+const PAUSE_MS: (u64, u64) = (100, 2000);
 
 /// Kills pagers when it is asked to look.
 #[derive(Clone, Debug)]
@@ -36,23 +34,19 @@ impl PagerKiller {
     }
 
     /// Kills a pager if it is time and there is one that it has not killed yet.
-    ///
-    /// # Errors
-    /// The signal cannot be sent.
-    pub fn look(&mut self, family: &mut Family) -> Result<()> {
+    pub fn look(&mut self, family: &mut Family) {
         if Instant::now() < self.due {
-            return Ok(());
+            return;
         }
         let fresh = pager_pids(family)
             .into_iter()
             .find(|pager| Some(*pager) != self.killed);
         if let Some(pager) = fresh {
-            pager.signal("KILL")?;
+            pager.signal(libc::SIGKILL);
             self.killed = Some(pager);
             self.kills += 1;
             self.due = Instant::now() + self.draw.pause_ms(PAUSE_MS.0, PAUSE_MS.1);
         }
-        Ok(())
     }
 
     /// How many it has killed.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use holo_proto::Report;
 
-use super::family::{Family, TOKEN_VARIABLE};
+use super::family::{Family, MARK_VARIABLE};
 use super::killer::PagerKiller;
 use super::process::Process;
 use super::suite::{Run, print_line};
@@ -95,7 +95,7 @@ impl Plan {
     pub fn start(self, run: &Run<'_>) -> Result<Running> {
         let number = run.next_number();
         let report = run.scratch.join(format!("report-{number}.json"));
-        let token = format!("{}-{}-{number}", std::process::id(), run.name);
+        let mark = Family::mark_for(run.name);
         let mut line = self.wrapper.clone();
         if let Some(binaries) = run.binaries {
             line.push(binaries.exec.clone().into());
@@ -110,7 +110,7 @@ impl Plan {
         let mut command = Command::new(program);
         command
             .args(arguments)
-            .env(TOKEN_VARIABLE, &token)
+            .env(MARK_VARIABLE, &mark)
             .env("TORTURE_DIR", &run.scratch)
             .current_dir(&run.scratch)
             .stdin(if self.talk {
@@ -121,12 +121,13 @@ impl Plan {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        let mut family = Family::new(token);
+        let mut family = Family::new(mark);
         let started = Instant::now();
         let mut child = command
             .spawn()
             .with_context(|| format!("starting {}", program.to_string_lossy()))?;
-        family.adopt(child.id());
+        let pid = i32::try_from(child.id()).context("a process id")?;
+        family.adopt(Process::of(pid).context("the command has gone at once")?);
         let lines = Arc::new(Mutex::new(Vec::new()));
         let errors = Arc::new(Mutex::new(Vec::new()));
         let stdout = child.stdout.take().context("no pipe of standard output")?;
@@ -162,7 +163,7 @@ impl Plan {
             killer: None,
             finished: false,
         };
-        running.look()?;
+        running.look();
         Ok(running)
     }
 }
@@ -269,8 +270,8 @@ impl Running {
 
     /// The process that was started: the command itself when bare, `holo-exec` otherwise.
     #[must_use]
-    pub fn first(&self) -> u32 {
-        self.child.id()
+    pub fn first(&self) -> Option<Process> {
+        Process::of(i32::try_from(self.child.id()).ok()?)
     }
 
     /// The processes that execute the plan's program.
@@ -320,7 +321,7 @@ impl Running {
             }
             thread::sleep(LOOK_EVERY.min(until - now));
             if self.looked.elapsed() >= FAMILY_EVERY {
-                self.look()?;
+                self.look();
             }
         }
     }
@@ -332,7 +333,7 @@ impl Running {
         Ok(self.status.is_some())
     }
 
-    fn look(&mut self) -> Result<()> {
+    fn look(&mut self) {
         self.looked = Instant::now();
         if self.looked >= self.next_word {
             self.next_word = self.looked + WORD_EVERY;
@@ -342,19 +343,19 @@ impl Running {
         if self.measure {
             let sum = members
                 .iter()
-                .filter_map(|stat| stat.process.kib("smaps_rollup", "Pss_Anon").ok())
+                .filter_map(|proc| Process::from(proc).kib("smaps_rollup", "Pss_Anon").ok())
                 .sum();
             self.peak_kib = self.peak_kib.max(sum);
         }
-        match &mut self.killer {
-            Some(killer) => killer.look(&mut self.family),
-            None => Ok(()),
+        if let Some(killer) = &mut self.killer {
+            killer.look(&mut self.family);
         }
     }
 
     /// Dumps every thread of the case, kills it, and gives the error that says so.
     pub fn hung(&mut self, why: &str) -> anyhow::Error {
         dump::threads(&mut self.family, why);
+        print_line(&format!("# standard error: {}", self.stderr_end()));
         self.kill_all();
         anyhow::anyhow!("hung")
     }
@@ -365,8 +366,8 @@ impl Running {
         loop {
             let members = self.family.members();
             for member in &members {
-                // A process that cannot be signalled is seen again in the next turn.
-                let _ = member.process.signal("KILL");
+                // One that cannot be signalled is seen again in the next turn.
+                member.signal(libc::SIGKILL);
             }
             let reaped = self.ended().unwrap_or(true);
             if members.is_empty() && reaped {
@@ -437,7 +438,7 @@ impl Running {
             if Instant::now() >= self.due {
                 return Err(self.hung("the command has ended, but its output stays open"));
             }
-            self.look()?;
+            self.look();
             thread::sleep(LOOK_EVERY);
         }
         let until = Instant::now() + LEFTOVER_GRACE;
@@ -445,7 +446,7 @@ impl Running {
             if Instant::now() >= until {
                 dump::threads(&mut self.family, "left over");
                 self.kill_all();
-                bail!("left process {} ({}) behind", left.process.pid, left.name);
+                bail!("left process {} ({}) behind", left.id.pid, left.comm);
             }
             thread::sleep(LOOK_EVERY);
         }

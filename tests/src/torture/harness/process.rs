@@ -1,93 +1,60 @@
-//! Single processes as `/proc` shows them, and signals to them.
-//!
-//! Only files that the kernel answers without the process's memory lock are read here, so that a
-//! process that hangs in that lock cannot make its watcher hang too. The exceptions say so.
+//! One process of a case: the questions and signals that the process table of [`crate::procs`] has not.
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// One process: its id, and its start time, without which an id can mean another process later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+use crate::procs::{Proc, bounded};
+
+/// How long a file may take to read that the kernel fills under the process's memory lock.
+const READ_DEADLINE: Duration = Duration::from_secs(10);
+
+/// One process, told from a later one of the same number by its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Process {
     /// Process id.
-    pub pid: u32,
-    /// Start time in clock ticks since boot.
-    pub started: u64,
+    pub pid: i32,
+    start_ticks: u64,
 }
 
-/// The fields of `/proc/PID/stat` that matter here.
-#[derive(Clone, Debug)]
-pub struct Stat {
-    /// The process.
-    pub process: Process,
-    /// Name of the main thread.
-    pub name: String,
-    /// `R`, `S`, `D`, `T`, `Z`…
-    pub state: char,
-    /// Parent's process id.
-    pub parent: u32,
-}
-
-impl Stat {
-    fn parse(line: &str) -> Option<Self> {
-        // The name may hold anything, blanks and parentheses included: it ends at the last one.
-        let (head, tail) = line.rsplit_once(") ")?;
-        let (pid, name) = head.split_once(" (")?;
-        let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
-        Some(Self {
-            process: Process {
-                pid: pid.parse().ok()?,
-                started: fields.get(19)?.parse().ok()?,
-            },
-            name: name.to_owned(),
-            state: fields.first()?.chars().next()?,
-            parent: fields.get(1)?.parse().ok()?,
-        })
-    }
-
-    /// Reads the state of one process; none when it is gone.
-    #[must_use]
-    pub fn read(pid: u32) -> Option<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-    }
-
-    /// Reads the state of every process.
-    #[must_use]
-    pub fn all() -> Vec<Self> {
-        let Ok(entries) = fs::read_dir("/proc") else {
-            return Vec::new();
-        };
-        entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter_map(Self::read)
-            .collect()
+impl From<&Proc> for Process {
+    fn from(proc: &Proc) -> Self {
+        Self {
+            pid: proc.id.pid,
+            start_ticks: proc.id.start_ticks,
+        }
     }
 }
 
 impl Process {
     /// The process with this id, as it is now.
     #[must_use]
-    pub fn of(pid: u32) -> Option<Self> {
-        Stat::read(pid).map(|stat| stat.process)
+    pub fn of(pid: i32) -> Option<Self> {
+        Proc::read(pid).map(|proc| Self::from(&proc))
     }
 
-    /// Its state letter; none when it is gone.
+    fn now(self) -> Option<Proc> {
+        Proc::read(self.pid).filter(|proc| Self::from(proc) == self)
+    }
+
+    /// Clock ticks since boot at which it started.
+    #[must_use]
+    pub fn start_ticks(self) -> u64 {
+        self.start_ticks
+    }
+
+    /// The state letter of its first thread; none when it is gone.
     #[must_use]
     pub fn state(self) -> Option<char> {
-        Stat::read(self.pid)
-            .filter(|stat| stat.process == self)
-            .map(|stat| stat.state)
+        self.now().map(|proc| proc.state)
     }
 
-    /// Says whether it still runs code (a zombie does not).
+    /// Says whether any of its threads is there.
     #[must_use]
     pub fn alive(self) -> bool {
-        self.state()
-            .is_some_and(|state| state != 'Z' && state != 'X')
+        self.now().is_some_and(|proc| proc.is_alive())
     }
 
     /// The program file that it executes.
@@ -98,7 +65,7 @@ impl Process {
 
     /// The ids of its threads.
     #[must_use]
-    pub fn threads(self) -> Vec<u32> {
+    pub fn threads(self) -> Vec<i32> {
         let Ok(entries) = fs::read_dir(format!("/proc/{}/task", self.pid)) else {
             return Vec::new();
         };
@@ -108,44 +75,46 @@ impl Process {
             .collect()
     }
 
-    /// Sends a signal by its name (`KILL`, `STOP`…), unless the process is gone.
-    ///
-    /// # Errors
-    /// No shell could be started.
-    pub fn signal(self, name: &str) -> Result<()> {
-        if !self.alive() {
-            return Ok(());
+    /// Sends a signal, unless the process is gone.
+    pub fn signal(self, signal: i32) {
+        if let Some(proc) = self.now() {
+            proc.signal(signal);
         }
-        // The shell's own kill: no system call wrapper, hence no unsafe code, is needed here.
-        Command::new("/bin/sh")
-            .args(["-c", "kill -s \"$0\" \"$1\"", name, &self.pid.to_string()])
-            .stderr(Stdio::null())
-            .status()
-            .context("running kill")?;
-        Ok(())
     }
 
-    /// The value of one `name: N kB` line of a `/proc` file, in KiB, summed over its occurrences.
+    /// Reads one of its `/proc` files that need its memory lock (`maps`, `smaps`…): a process that hangs
+    /// with the lock must not take its watcher with it.
     ///
-    /// The `smaps` files take the process's memory lock: only for processes known to be well.
+    /// # Errors
+    /// It is gone, or does not let itself be read in time.
+    pub fn read(self, file: &str) -> Result<String> {
+        let path = format!("/proc/{}/{file}", self.pid);
+        let name = path.clone();
+        bounded(READ_DEADLINE, move || fs::read_to_string(path))
+            .with_context(|| format!("{name} cannot be read within {READ_DEADLINE:?}"))?
+            .with_context(|| format!("reading {name}"))
+    }
+
+    /// The value of the `name: N kB` lines of one of its `/proc` files, in KiB, summed.
     ///
     /// # Errors
     /// The process is gone, or has no such line.
     pub fn kib(self, file: &str, name: &str) -> Result<u64> {
-        let path = format!("/proc/{}/{file}", self.pid);
-        let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        let values: Vec<u64> = text
-            .lines()
-            .filter_map(|line| {
-                line.strip_prefix(name)?
-                    .strip_prefix(':')?
-                    .trim()
-                    .strip_suffix(" kB")?
-                    .parse()
-                    .ok()
-            })
-            .collect();
-        ensure!(!values.is_empty(), "{path} has no {name}");
+        let text = self.read(file)?;
+        let value = |line: &str| {
+            line.strip_prefix(name)?
+                .strip_prefix(':')?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse()
+                .ok()
+        };
+        let values: Vec<u64> = text.lines().filter_map(value).collect();
+        ensure!(
+            !values.is_empty(),
+            "process {} has no {name} in {file}",
+            self.pid
+        );
         Ok(values.iter().sum())
     }
 }
@@ -155,23 +124,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_with_parentheses_do_not_shift_the_fields() {
-        let line = "12 (a) b (c) S 3 12 12 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 777 5 6 7";
-        let stat = Stat::parse(line).unwrap();
-        assert_eq!((stat.process.pid, stat.process.started), (12, 777));
-        assert_eq!(
-            (stat.name.as_str(), stat.state, stat.parent),
-            ("a) b (c", 'S', 3)
-        );
-    }
-
-    #[test]
     fn the_own_process_is_seen_and_a_wrong_start_time_is_not() {
-        let own = Process::of(std::process::id()).unwrap();
+        let own = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
         assert!(own.alive());
         assert!(
             !Process {
-                started: own.started + 1,
+                start_ticks: own.start_ticks + 1,
                 ..own
             }
             .alive()

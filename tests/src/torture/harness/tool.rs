@@ -150,7 +150,7 @@ impl Tool {
     /// The process.
     #[must_use]
     pub fn process(&self) -> Option<Process> {
-        Process::of(self.child.id())
+        Process::of(i32::try_from(self.child.id()).ok()?)
     }
 }
 
