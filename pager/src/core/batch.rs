@@ -66,10 +66,8 @@ struct BatchPage {
     frame: Option<FrameId>,
     /// Unmapped or moved away meanwhile.
     lost: bool,
-    /// A request may have hit what is there now.
+    /// A request may have hit what is there now, or it is not certain whose removal was heard.
     repair: bool,
-    /// A request failed: nothing was offered.
-    failed: bool,
     /// A writer waited for it.
     waiter: bool,
     /// Writes no longer wait.
@@ -89,7 +87,7 @@ enum Step {
     Look(PageIndex),
     Protect,
     Read { first: usize, count: usize },
-    Queue,
+    Queue { first: usize, count: usize },
     Kick,
     Reread { first: usize, count: usize },
     Compare(SubpageMask),
@@ -150,7 +148,9 @@ impl Batch {
         b.phase = Phase::Recover;
         for i in 0..notes.pages(id) {
             let (page, mask) = notes.page(id, i);
-            b.pages.push(BatchPage::new(page, mask, None));
+            let mut p = BatchPage::new(page, mask, None);
+            p.mask = notes.queued(id, i);
+            b.pages.push(p);
         }
         b
     }
@@ -233,7 +233,6 @@ impl BatchPage {
             frame,
             lost: false,
             repair: false,
-            failed: false,
             waiter: false,
             open: false,
             changed: false,
@@ -248,6 +247,11 @@ impl BatchPage {
             end: start.offset(count as u64 * SUBPAGE_BYTES),
         }
     }
+}
+
+/// The subpages of a run.
+fn run_mask(first: usize, count: usize) -> SubpageMask {
+    (first..(first + count).min(16)).fold(SubpageMask::NONE, SubpageMask::with)
 }
 
 impl Space {
@@ -579,12 +583,15 @@ impl<S: PageStore> Core<'_, S> {
             let next = p.mask.runs().find(|&(f, _)| f >= b.sub);
             if let (false, Some((first, count))) = (p.lost, next) {
                 b.sub = first + count;
-                b.step = Step::Queue;
+                b.step = Step::Queue { first, count };
+                // Before the request can run: a removal of the rest is the process's own.
+                self.notes
+                    .set_queued(id, b.at, run_mask(first, count), true);
                 return Some(Op::Advise {
                     space: id,
                     advice: Advice::Free,
                     range: p.run(first, count),
-                    tag: b.at as u64,
+                    tag: (b.at | first << 8 | count << 16) as u64,
                 });
             }
             b.at += 1;
@@ -612,7 +619,7 @@ impl<S: PageStore> Core<'_, S> {
         for (i, p) in b.pages.iter_mut().enumerate() {
             let dropped = self.notes.counted(id, i, 2).and(p.mask);
             let unheard = p.mask.minus(self.notes.counted(id, i, 1));
-            if !unheard.is_empty() && !p.failed {
+            if !unheard.is_empty() {
                 // The request found no mapping of ours there.
                 p.repair = true;
             }
@@ -628,10 +635,10 @@ impl<S: PageStore> Core<'_, S> {
                 }
             }
             p.mask = p.mask.minus(dropped);
-            if recovered {
-                // The entries speak for themselves; only the window is still to be closed.
-                p.repair = p.repair || p.lost;
-            }
+            // A mapping that was split on the way makes two messages of ours of one: what is still there
+            // must not be dropped then. (What is not there any more was dropped by the process, for the
+            // kernel seldom reclaims within a window.)
+            p.repair |= p.lost || !dropped.is_empty();
         }
         self.crash(CrashPoint::FreeDone);
         self.notes.clear(id);
@@ -646,7 +653,7 @@ impl<S: PageStore> Core<'_, S> {
         let spare = b.spare?;
         while let Some(p) = b.pages.get(b.at) {
             let next = p.mask.runs().find(|&(f, c)| f + c > b.sub);
-            if p.lost || p.failed || p.frame.is_none() {
+            if p.lost || p.frame.is_none() {
                 b.at += 1;
                 b.sub = 0;
                 continue;
@@ -848,7 +855,6 @@ impl<S: PageStore> Core<'_, S> {
                 Err(_) => {
                     // No room: the page must not go. It becomes dirty and resident again, and the frame
                     // is free when the map no longer needs it.
-                    p.failed = true;
                     let range = p.page.range();
                     if let Some(s) = self.space(id) {
                         s.restore.push(range);
@@ -896,7 +902,7 @@ impl<S: PageStore> Core<'_, S> {
     fn page_out(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
         self.pageout.clear();
         for p in &b.pages {
-            if p.durable && !p.lost && !p.failed {
+            if p.durable && !p.lost {
                 for (first, count) in p.mask.runs() {
                     self.pageout.push(p.run(first, count));
                 }
@@ -975,9 +981,14 @@ impl<S: PageStore> Core<'_, S> {
             return;
         };
         b.outstanding = b.outstanding.saturating_sub(1);
-        let page = usize::try_from(tag).ok().and_then(|i| b.pages.get_mut(i));
-        if let (Some(p), true) = (page, result < 0 && b.phase == Phase::Wait) {
-            p.failed = true;
+        let field = |shift: u32| (tag >> shift & 0xff) as usize;
+        let (i, run) = (field(0), run_mask(field(8), field(16)));
+        if let (Some(p), true) = (b.pages.get_mut(i), result < 0 && b.phase == Phase::Wait) {
+            // It stopped on the way. Where no message of it was heard it has offered nothing of ours, and
+            // what is heard from now on is the process's.
+            let unheard = run.minus(self.notes.counted(id, i, 1));
+            p.mask = p.mask.minus(unheard);
+            p.repair = true;
         }
         self.crash(CrashPoint::FreeDone);
         if b.outstanding == 0 && matches!(b.phase, Phase::Wait | Phase::RepairWait) {
@@ -1059,14 +1070,13 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 b.sub = first + got + usize::from(got < count);
             }
-            Step::Queue => {
-                match outcome {
-                    Outcome::Done => b.outstanding += 1,
-                    _ => {
-                        if let Some(p) = b.pages.get_mut(b.at) {
-                            p.failed = true;
-                        }
-                    }
+            Step::Queue { first, count } => {
+                if outcome == Outcome::Done {
+                    b.outstanding += 1;
+                } else if let Some(p) = b.pages.get_mut(b.at) {
+                    let run = run_mask(first, count);
+                    self.notes.set_queued(id, b.at, run, false);
+                    p.mask = p.mask.minus(run);
                 }
                 self.crash(CrashPoint::FreeQueued);
             }

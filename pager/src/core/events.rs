@@ -95,6 +95,7 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(s) = self.space(id) {
             s.regions.remove(range);
             s.never.remove(range);
+            s.restore.disturb(range);
             if let Some(b) = s.batch.as_mut() {
                 b.lose(range);
             }
@@ -130,6 +131,8 @@ impl<S: PageStore> Core<'_, S> {
             if was_ours {
                 s.regions.add(new);
             }
+            s.restore.disturb(old);
+            s.restore.disturb(new);
             if let Some(b) = s.batch.as_mut() {
                 b.lose(old);
                 b.lose(new);

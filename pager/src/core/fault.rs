@@ -71,6 +71,8 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 None
             }
+            // The restorer wants no zeros.
+            Entry::Nothing | Entry::Dropping(_) if fault.own => None,
             Entry::Nothing | Entry::Dropping(_) => {
                 if fault.write && self.must_wait_for_room() {
                     self.hold(fault);

@@ -6,8 +6,8 @@
 //! sequence number of the message that changed it last share a word: applying a message again after a
 //! crash changes nothing.
 //!
-//! Layout by space, 64 words: word 0: pages noted; then for page `i` word 1+3i: page index, 2+3i: mask,
-//! 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32.
+//! Layout by space, 64 words: word 0: pages noted; then for page `i` word 1+3i: page index, 2+3i: mask |
+//! queued << 16, 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32.
 
 use holo_proto::{PAGE_SUBPAGES, PageIndex, SpaceId, SubpageMask};
 
@@ -65,6 +65,19 @@ impl<'m> Notes<'m> {
             PageIndex(get(self.words, Self::at(space, 1 + 3 * i))),
             SubpageMask((get(self.words, Self::at(space, 2 + 3 * i)) & 0xffff) as u16),
         )
+    }
+
+    /// Writes down that requests for `run` of page `i` are on the ring, or not after all.
+    pub(crate) fn set_queued(&self, space: SpaceId, i: usize, run: SubpageMask, on: bool) {
+        let at = Self::at(space, 2 + 3 * i);
+        let bits = u64::from(run.0) << 16;
+        let word = get(self.words, at);
+        set(self.words, at, if on { word | bits } else { word & !bits });
+    }
+
+    /// Subpages of page `i` that are on the ring.
+    pub(crate) fn queued(&self, space: SpaceId, i: usize) -> SubpageMask {
+        SubpageMask((get(self.words, Self::at(space, 2 + 3 * i)) >> 16 & 0xffff) as u16)
     }
 
     /// Counts one message over `covered` of page `i`.

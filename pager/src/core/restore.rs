@@ -4,6 +4,11 @@
 //! served, a clean one that was offered before becomes dirty, so that the kernel can no longer drop it.
 //! Only then may the map forget it. Without a ring, or where populate fails (a read-only mapping), pages
 //! are installed from here, and what is present already is made dirty through `/proc/PID/mem`.
+//!
+//! Nothing is forgotten on the word of an operation alone: the process may have moved other pages to these
+//! addresses meanwhile. So at last a change of protection is made there. It fails while any move or unmap
+//! is under way; if it does not, all messages about such have been applied, and if none of them touched the
+//! place, what was made dirty is what the map means.
 
 use std::collections::VecDeque;
 
@@ -19,27 +24,72 @@ pub(super) const TAG: u64 = 1 << 63;
 /// Requests at once.
 const WINDOW: usize = 8;
 
+/// Subpages of one page that a populate is about.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    range: AddrRange,
+    /// The request ended well; the proof is still to be made.
+    ended: bool,
+    /// The process moved or unmapped something here meanwhile.
+    disturbed: bool,
+}
+
+impl Flight {
+    fn page(self) -> PageIndex {
+        self.range.start.page()
+    }
+}
+
+/// Where the restoring of one page without the ring is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// What is missing is to be installed.
+    Install,
+    Installing,
+    /// What is present is to be made writable, dirty, found present still, and proved.
+    Open,
+    Redirty,
+    Look,
+    Prove,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Direct {
+    range: AddrRange,
+    stage: Stage,
+    at: SubpageIndex,
+    disturbed: bool,
+}
+
+/// What a step in progress was, for its completion.
+#[derive(Clone, Copy, Debug, Default)]
+enum Step {
+    #[default]
+    None,
+    Ask(Flight),
+    Prove(PageIndex),
+    Direct,
+    Unregister(AddrRange),
+}
+
 /// What the restorer of one space is at.
 #[derive(Debug, Default)]
 pub(crate) struct Restore {
     queue: VecDeque<AddrRange>,
     cursor: Option<SubpageIndex>,
-    inflight: usize,
-    queued: usize,
-    asked: Option<PageIndex>,
+    flights: Vec<Flight>,
+    /// Requests on the ring that it was not kicked for.
+    unkicked: bool,
     /// The ring had no room: nothing more before a request ends.
     full: bool,
-    /// A page that populate could not do.
-    direct: Option<PageIndex>,
-    installing: bool,
-    redirty: Option<SubpageIndex>,
-    unregistering: Option<AddrRange>,
+    direct: Option<Direct>,
+    step: Step,
 }
 
 impl Restore {
     /// Nothing is to be restored.
     pub(crate) fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.inflight == 0 && self.direct.is_none()
+        self.queue.is_empty() && self.flights.is_empty() && self.direct.is_none()
     }
 
     /// Whether `page` is in a range that is being restored.
@@ -49,6 +99,30 @@ impl Restore {
 
     pub(crate) fn push(&mut self, range: AddrRange) {
         self.queue.push_back(range);
+    }
+
+    /// The process moved or unmapped something in `range`.
+    pub(crate) fn disturb(&mut self, range: AddrRange) {
+        for f in self.flights.iter_mut().filter(|f| f.range.overlaps(range)) {
+            f.disturbed = true;
+        }
+        if let Some(d) = self.direct.as_mut().filter(|d| d.range.overlaps(range)) {
+            d.disturbed = true;
+        }
+    }
+
+    /// A request is on the ring.
+    fn in_flight(&self) -> bool {
+        self.flights.iter().any(|f| !f.ended)
+    }
+
+    fn go_direct(&mut self, range: AddrRange) {
+        self.direct.get_or_insert(Direct {
+            range,
+            stage: Stage::Install,
+            at: range.start.subpage(),
+            disturbed: false,
+        });
     }
 }
 
@@ -79,147 +153,248 @@ impl<S: PageStore> Core<'_, S> {
 
     /// The next step of making memory resident; at the end of a detach, of letting go.
     pub(super) fn step_restore(&mut self, id: SpaceId) -> Option<Op> {
-        let s = self.space_ref(id)?;
+        let s = self.space(id)?;
         if s.batch.is_some() || !s.known {
             return None;
         }
         if s.restore.is_idle() {
             return self.step_let_go(id);
         }
-        if let Some(page) = s.restore.direct {
-            return self.step_direct(id, page);
+        if let Some(f) = s.restore.flights.iter().find(|f| f.ended).copied() {
+            s.restore.step = Step::Prove(f.page());
+            return Some(Op::Unprotect {
+                space: id,
+                range: f.range,
+            });
+        }
+        if let Some(d) = s.restore.direct {
+            return self.step_direct(id, d);
         }
         let range = match s.restore.queue.front() {
-            Some(r) if s.restore.inflight < WINDOW && !s.restore.full => *r,
+            Some(r) if s.restore.flights.len() < WINDOW && !s.restore.full => *r,
             _ => return self.kick_restore(id),
         };
-        let from = s.restore.cursor.unwrap_or(range.start.subpage());
-        let end = SubpageIndex(range.end.0.div_ceil(SUBPAGE_BYTES));
-        let mut at = from;
-        let first = loop {
-            match self.map.next_in(id, at, end) {
-                Some((found, e)) if e.has_bytes() => break Some(found),
-                Some((found, _)) => at = SubpageIndex(found.0 + 1),
-                None => break None,
-            }
-        };
-        let Some(first) = first else {
-            if self.space_ref(id)?.restore.inflight > 0 {
+        let Some(wanted) = self.next_to_restore(id, range) else {
+            if self.space_ref(id)?.restore.in_flight() {
                 return self.kick_restore(id);
             }
             let s = self.space(id)?;
-            s.restore.queue.pop_front();
-            s.restore.cursor = None;
+            if s.restore.cursor.take().is_none() {
+                // From the start of the range on, and nothing is left: a move brought nothing back.
+                s.restore.queue.pop_front();
+            }
             return self.step_restore(id);
         };
-        let page = first.page();
-        match self.space_ref(id)?.ring {
+        let s = self.space(id)?;
+        match s.ring {
             Ring::Absent => {
-                self.space(id)?.ring = Ring::Asked;
+                s.ring = Ring::Asked;
                 Some(Op::NeedRing { space: id })
             }
             Ring::Asked => None,
             Ring::Refused => {
-                self.space(id)?.restore.direct = Some(page);
+                s.restore.go_direct(wanted);
                 self.step_restore(id)
             }
             Ring::Ready => {
-                let last = (0..16)
-                    .map(|i| page.subpage(i))
-                    .rfind(|&x| x >= first && x < end && self.map.entry(id, x).has_bytes())
-                    .unwrap_or(first);
-                let s = self.space(id)?;
-                s.restore.asked = Some(page);
-                s.restore.cursor = Some(page.subpage(15).max(first)).map(|x| SubpageIndex(x.0 + 1));
+                let flight = Flight {
+                    range: wanted,
+                    ended: false,
+                    disturbed: false,
+                };
+                s.restore.step = Step::Ask(flight);
+                s.restore.cursor = Some(SubpageIndex(flight.page().subpage(15).0 + 1));
                 Some(Op::Advise {
                     space: id,
                     advice: Advice::Populate,
-                    range: AddrRange {
-                        start: first.start(),
-                        end: last.start().offset(SUBPAGE_BYTES),
-                    },
-                    tag: TAG | page.0,
+                    range: wanted,
+                    tag: TAG | flight.page().0,
                 })
+            }
+        }
+    }
+
+    /// The next subpages, of one page, that have bytes in the map and no request yet.
+    fn next_to_restore(&self, id: SpaceId, range: AddrRange) -> Option<AddrRange> {
+        let restore = &self.space_ref(id)?.restore;
+        let end = SubpageIndex(range.end.0.div_ceil(SUBPAGE_BYTES));
+        let mut at = restore.cursor.unwrap_or(range.start.subpage());
+        loop {
+            let (found, entry) = self.map.next_in(id, at, end)?;
+            let page = found.page();
+            if restore.flights.iter().any(|f| f.page() == page) {
+                at = SubpageIndex(page.subpage(15).0 + 1);
+            } else if !entry.has_bytes() {
+                at = SubpageIndex(found.0 + 1);
+            } else {
+                let last = (0..16)
+                    .map(|i| page.subpage(i))
+                    .rfind(|&x| x >= found && x < end && self.map.entry(id, x).has_bytes())?;
+                return Some(AddrRange {
+                    start: found.start(),
+                    end: last.start().offset(SUBPAGE_BYTES),
+                });
             }
         }
     }
 
     fn kick_restore(&mut self, id: SpaceId) -> Option<Op> {
         let s = self.space(id)?;
-        if s.restore.queued == 0 {
-            return None;
-        }
-        s.restore.queued = 0;
-        Some(Op::Kick { space: id })
+        std::mem::take(&mut s.restore.unkicked).then_some(Op::Kick { space: id })
     }
 
-    /// Without a ring: install what is missing, make dirty what is there.
-    fn step_direct(&mut self, id: SpaceId, page: PageIndex) -> Option<Op> {
-        let left = (0..16)
-            .map(|i| page.subpage(i))
+    /// Forgets what the map says of a range that is resident and dirty.
+    fn forget_restored(&mut self, id: SpaceId, range: AddrRange) {
+        for at in range.subpages() {
+            if self.map.entry(id, at).has_bytes() {
+                self.set_entry(id, at, Entry::Nothing);
+            }
+        }
+        self.crash(CrashPoint::Restored);
+    }
+
+    // --- without the ring -----------------------------------------------------------------------
+
+    fn step_direct(&mut self, id: SpaceId, d: Direct) -> Option<Op> {
+        let left = d
+            .range
+            .subpages()
             .find(|&x| self.map.entry(id, x).has_bytes());
         let Some(at) = left else {
-            let s = self.space(id)?;
-            s.restore.direct = None;
-            s.restore.installing = false;
+            self.space(id)?.restore.direct = None;
             return self.step_restore(id);
         };
-        let busy = self.install.is_some();
-        let now = self.now;
-        let s = self.space(id)?;
-        if !s.restore.installing {
-            if busy {
+        let one = AddrRange {
+            start: at.start(),
+            end: at.start().offset(SUBPAGE_BYTES),
+        };
+        let op = match d.stage {
+            Stage::Install => {
+                if self.install.is_some() {
+                    return None;
+                }
+                let now = self.now;
+                self.ready.push_back(Fault {
+                    space: id,
+                    at,
+                    write: false,
+                    protect: false,
+                    since: now,
+                    own: true,
+                    alone: false,
+                });
+                self.direct_goes_on(id, Stage::Installing, at);
                 return None;
             }
-            s.restore.installing = true;
-            self.ready.push_back(Fault {
+            Stage::Installing => {
+                let ours = |f: &Fault| f.own && f.space == id;
+                if self.install.as_ref().is_some_and(|i| ours(&i.fault))
+                    || self.held.iter().any(ours)
+                    || self.ready.iter().any(ours)
+                {
+                    return None;
+                }
+                self.direct_goes_on(id, Stage::Open, at);
+                Op::Unprotect {
+                    space: id,
+                    range: one,
+                }
+            }
+            // Another subpage's turn came between two steps of one: from its start.
+            _ if d.at != at || d.stage == Stage::Open => {
+                self.direct_goes_on(id, Stage::Open, at);
+                Op::Unprotect {
+                    space: id,
+                    range: one,
+                }
+            }
+            Stage::Redirty => Op::Redirty { space: id, at },
+            Stage::Look => Op::Look {
                 space: id,
-                at,
-                write: false,
-                protect: false,
-                since: now,
-                own: true,
-                alone: false,
-            });
-            return None;
-        }
-        let still_wanted = |f: &Fault| f.own && f.space == id;
-        if self
-            .install
-            .as_ref()
-            .is_some_and(|i| still_wanted(&i.fault))
-            || self.held.iter().any(still_wanted)
-            || self.ready.iter().any(still_wanted)
-        {
-            return None;
-        }
-        self.space(id)?.restore.redirty = Some(at);
-        Some(Op::Redirty { space: id, at })
+                page: at.page(),
+            },
+            Stage::Open | Stage::Prove => Op::Unprotect {
+                space: id,
+                range: one,
+            },
+        };
+        self.space(id)?.restore.step = Step::Direct;
+        Some(op)
     }
+
+    fn direct_goes_on(&mut self, id: SpaceId, stage: Stage, at: SubpageIndex) {
+        if let Some(d) = self.space(id).and_then(|s| s.restore.direct.as_mut()) {
+            d.disturbed &= stage != Stage::Open;
+            d.stage = stage;
+            d.at = at;
+        }
+    }
+
+    fn direct_done(&mut self, id: SpaceId, outcome: Outcome) {
+        let Some(d) = self.space(id).and_then(|s| s.restore.direct) else {
+            return;
+        };
+        let one = AddrRange {
+            start: d.at.start(),
+            end: d.at.start().offset(SUBPAGE_BYTES),
+        };
+        let next = match (d.stage, outcome) {
+            // No mapping of ours is there: the map means nothing by it.
+            (Stage::Open | Stage::Prove, Outcome::Edge) if !d.disturbed => {
+                self.forget_restored(id, one);
+                Stage::Open
+            }
+            (Stage::Open, _) => Stage::Redirty,
+            (Stage::Redirty, _) => Stage::Look,
+            (Stage::Look, Outcome::Look(look)) if look.present.has(d.at.in_page()) => Stage::Prove,
+            (Stage::Prove, Outcome::Done) if !d.disturbed => {
+                self.forget_restored(id, one);
+                Stage::Open
+            }
+            _ => Stage::Install,
+        };
+        self.direct_goes_on(id, next, d.at);
+    }
+
+    // --- completions ----------------------------------------------------------------------------
 
     pub(super) fn restore_step_done(&mut self, id: SpaceId, outcome: Outcome) {
         if outcome == Outcome::Gone {
             return self.gone(id);
         }
         let Some(s) = self.space(id) else { return };
-        if let Some(range) = s.restore.unregistering.take() {
-            // Refused or at an edge: the process changed the mapping; closing the descriptor ends it.
-            s.regions.remove(range);
-            self.crash(CrashPoint::Unregistered);
-        } else if let Some(at) = s.restore.redirty.take() {
-            self.set_entry(id, at, Entry::Nothing);
-            self.crash(CrashPoint::Restored);
-        } else if let Some(page) = s.restore.asked.take() {
-            match outcome {
+        let step = std::mem::take(&mut s.restore.step);
+        if outcome == Outcome::EventsPending {
+            // Made again when all messages are applied.
+            return self.events_pending(id);
+        }
+        s.backoff_ns = 0;
+        match step {
+            Step::None => {}
+            Step::Ask(flight) => match outcome {
                 Outcome::Done => {
-                    s.restore.inflight += 1;
-                    s.restore.queued += 1;
+                    s.restore.flights.push(flight);
+                    s.restore.unkicked = true;
                 }
-                _ if s.restore.inflight > 0 => {
+                _ if s.restore.in_flight() => {
                     s.restore.full = true;
-                    s.restore.cursor = Some(page.subpage(0));
+                    s.restore.cursor = Some(flight.range.start.subpage());
                 }
-                _ => s.restore.direct = Some(page),
+                _ => s.restore.go_direct(flight.range),
+            },
+            Step::Prove(page) => {
+                let found = s.restore.flights.iter().position(|f| f.page() == page);
+                if let Some(f) = found.map(|i| s.restore.flights.swap_remove(i)) {
+                    if !f.disturbed {
+                        self.forget_restored(id, f.range);
+                    }
+                }
+            }
+            Step::Direct => self.direct_done(id, outcome),
+            Step::Unregister(range) => {
+                // Refused or at an edge: the process changed the mapping; closing the descriptor ends it.
+                s.regions.remove(range);
+                self.crash(CrashPoint::Unregistered);
             }
         }
     }
@@ -227,21 +402,17 @@ impl<S: PageStore> Core<'_, S> {
     /// A populate request ended.
     pub(super) fn restored(&mut self, id: SpaceId, page: PageIndex, result: i32) {
         let Some(s) = self.space(id) else { return };
-        s.restore.inflight = s.restore.inflight.saturating_sub(1);
         s.restore.full = false;
-        if result < 0 {
-            s.restore.direct = Some(page);
-            // One at a time: whatever else failed is found again from the start of the range.
-            s.restore.cursor = None;
+        let Some(i) = s.restore.flights.iter().position(|f| f.page() == page) else {
             return;
+        };
+        if result < 0 {
+            let f = s.restore.flights.swap_remove(i);
+            // One at a time: whatever else failed is found again from the start of the range.
+            s.restore.go_direct(f.range);
+        } else {
+            s.restore.flights[i].ended = true;
         }
-        let range = s.restore.queue.front().copied().unwrap_or_default();
-        for at in page.range().intersect(range).subpages() {
-            if self.map.entry(id, at).has_bytes() {
-                self.set_entry(id, at, Entry::Nothing);
-            }
-        }
-        self.crash(CrashPoint::Restored);
     }
 
     fn step_let_go(&mut self, id: SpaceId) -> Option<Op> {
@@ -250,7 +421,7 @@ impl<S: PageStore> Core<'_, S> {
             return None;
         }
         if let Some(range) = s.regions.pop() {
-            s.restore.unregistering = Some(range);
+            s.restore.step = Step::Unregister(range);
             return Some(Op::Unregister { space: id, range });
         }
         self.end_space(id, true);
