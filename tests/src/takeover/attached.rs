@@ -1,0 +1,231 @@
+//! Deaths of a pager around `holo attach` and `holo detach` of a program that runs already.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use holo_pager::core::CrashPoint;
+
+use super::load::{self, EVERYTHING, SIZE_MIB};
+use super::traces::{Traces, await_traces};
+use super::tree::{self, TOKEN, Tree};
+use crate::torture::harness::Draw;
+use crate::torture::harness::holo::Binaries;
+use crate::torture::harness::launch::Running;
+use crate::torture::harness::process::Process;
+use crate::torture::harness::suite::{Case, Run, print_line};
+use crate::torture::harness::tool::{Said, Tool};
+use crate::torture::harness::verdict::{self, Expected};
+
+/// From start to end of a case.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// How long attaching or detaching may take.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(40);
+
+/// Times that the pager is killed in an attach, and in a detach.
+const ROUNDS: u64 = 12;
+
+/// The pager is killed so many microseconds after it was seen, at most.
+const ATTACH_US_MAX: u64 = 50_000;
+
+/// The pager is killed so many microseconds after the detach began, at most.
+const DETACH_US_MAX: u64 = 60_000;
+
+/// How long a held program works before it is let go.
+const HELD: Duration = Duration::from_secs(1);
+
+/// The cases.
+pub fn cases(folder: &Path) -> Vec<Case> {
+    let case = |name: &str, body: fn(&Run<'_>, &PathBuf) -> Result<()>| {
+        let folder = folder.to_owned();
+        Case::new(name, move |run| body(run, &folder))
+    };
+    vec![
+        case("attach.killed", killed_in_attach),
+        case("detach.killed", killed_in_detach),
+    ]
+}
+
+/// A bare program, and holo beside it.
+struct Held<'a> {
+    running: Running,
+    target: Process,
+    binaries: &'a Binaries,
+}
+
+impl<'a> Held<'a> {
+    /// None in a bare run, in which the program has then been run and checked.
+    fn start(run: &Run<'a>, folder: &Path) -> Result<Option<Self>> {
+        let bare = run.without_holo();
+        let plan = load::plan(&bare, folder, EVERYTHING, "bare", DEADLINE)?;
+        let mut running = plan.start(&bare)?;
+        running.wait_for("@ready")?;
+        let target = running.first().context("the program has gone")?;
+        let Some(binaries) = run.binaries else {
+            running.finish()?;
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            running,
+            target,
+            binaries,
+        }))
+    }
+
+    /// Starts `holo attach` with a token, and this crash point.
+    fn attach(&self, token: &str, report: &Path, crash: Option<CrashPoint>) -> Result<Tool> {
+        let mut line: Vec<OsString> = vec![format!("{TOKEN}={token}").into()];
+        line.extend(crash.map(|point| format!("HOLO_CRASH_AT={}", point.name()).into()));
+        line.push(self.binaries.holo.clone().into());
+        line.push("attach".into());
+        line.push(self.target.pid.to_string().into());
+        line.push("--local-memory".into());
+        line.push(format!("{}K", budget_bytes() / 1024).into());
+        line.push("--report".into());
+        line.push(report.into());
+        Tool::start("/usr/bin/env", line)
+    }
+
+    fn detach(&self) -> Result<Tool> {
+        Tool::start(&self.binaries.holo, ["detach", &self.target.pid.to_string()])
+    }
+
+    /// Waits for a command of holo's.
+    fn end_of(&mut self, tool: Tool, name: &str) -> Result<Said> {
+        match tool.wait(COMMAND_DEADLINE)? {
+            Some(said) => Ok(said),
+            None => Err(self.running.hung(&format!("{name} does not return"))),
+        }
+    }
+
+    fn must_succeed(&mut self, tool: Tool, name: &str) -> Result<()> {
+        let said = self.end_of(tool, name)?;
+        if said.code != Some(0) {
+            bail!("{name} ended with {:?}: {}", said.code, said.err.trim());
+        }
+        Ok(())
+    }
+
+    /// Works on until memory is under holo's hand.
+    fn await_held(&mut self) -> Result<()> {
+        await_traces(
+            &mut self.running,
+            self.target,
+            "attached, but no mapping was taken",
+            |traces| traces.marks > 0,
+        )?;
+        load::goes_on(&mut self.running, "under holo")
+    }
+
+    fn await_free(&mut self, when: &str) -> Result<()> {
+        let what = format!("left in the program {when}");
+        await_traces(&mut self.running, self.target, &what, Traces::is_clean)?;
+        load::goes_on(&mut self.running, when)
+    }
+}
+
+fn budget_bytes() -> u64 {
+    (SIZE_MIB << 20) / 4
+}
+
+/// The pager dies at `point`, which only a detach reaches.
+///
+/// # Errors
+/// Whatever was not as it has to be.
+pub fn crash_in_detach(run: &Run<'_>, folder: &Path, point: CrashPoint) -> Result<()> {
+    let Some(mut held) = Held::start(run, folder)? else {
+        return Ok(());
+    };
+    let token = load::new_token();
+    let report = run.scratch.join("attached.json");
+    let attach = held.attach(&token, &report, Some(point))?;
+    let tree = Tree::find(&mut held.running, &token)?;
+    held.must_succeed(attach, "holo attach")?;
+    held.await_held()?;
+    held.running.goes_on_for(HELD)?;
+    let detach = held.detach()?;
+    held.must_succeed(detach, "holo detach")?;
+    held.await_free("after the detach")?;
+    tree::await_end(tree.guardian, "the guardian")?;
+    held.running.finish()?;
+    let seen = verdict::check(&report, expected())?;
+    ensure!(seen.takeovers == 1, "{} take-overs, want 1", seen.takeovers);
+    Ok(())
+}
+
+fn expected() -> Expected {
+    Expected {
+        local_memory_bytes: budget_bytes(),
+        exit_code: None,
+        pressure: true,
+        takeovers_min: 0,
+    }
+}
+
+/// An attach whose pager dies either holds the process or says that it does not; then nothing is left.
+fn killed_in_attach(run: &Run<'_>, folder: &Path) -> Result<()> {
+    let Some(mut held) = Held::start(run, folder)? else {
+        return Ok(());
+    };
+    let mut draw = Draw::new(run.seed);
+    let mut refused = 0;
+    for round in 0..ROUNDS {
+        let token = load::new_token();
+        let report = run.scratch.join(format!("attached-{round}.json"));
+        let attach = held.attach(&token, &report, None)?;
+        let tree = Tree::find(&mut held.running, &token)?;
+        let pager = tree.next_pager(&mut held.running, None)?;
+        thread::sleep(Duration::from_micros(draw.between(0, ATTACH_US_MAX)));
+        pager.signal(libc::SIGKILL);
+        let said = held.end_of(attach, "holo attach")?;
+        if said.code == Some(0) {
+            load::goes_on(&mut held.running, "after an attach with a take-over")?;
+            held.await_held()?;
+            let detach = held.detach()?;
+            held.must_succeed(detach, "holo detach")?;
+            held.await_free("after a detach")?;
+        } else {
+            refused += 1;
+            ensure!(
+                !said.err.trim().is_empty(),
+                "round {round}: a failed attach says nothing"
+            );
+            held.await_free("after a failed attach")?;
+        }
+        tree::await_end(tree.guardian, "the guardian")?;
+    }
+    print_line(&format!("# attaches={ROUNDS} refused={refused}"));
+    held.running.finish().map(drop)
+}
+
+/// A detach whose pager dies goes on with its successor.
+fn killed_in_detach(run: &Run<'_>, folder: &Path) -> Result<()> {
+    let Some(mut held) = Held::start(run, folder)? else {
+        return Ok(());
+    };
+    let mut draw = Draw::new(run.seed);
+    let mut hit = 0;
+    for round in 0..ROUNDS {
+        let token = load::new_token();
+        let report = run.scratch.join(format!("attached-{round}.json"));
+        let attach = held.attach(&token, &report, None)?;
+        let tree = Tree::find(&mut held.running, &token)?;
+        held.must_succeed(attach, "holo attach")?;
+        held.await_held()?;
+        held.running.goes_on_for(HELD)?;
+        let pager = tree.next_pager(&mut held.running, None)?;
+        let detach = held.detach()?;
+        thread::sleep(Duration::from_micros(draw.between(0, DETACH_US_MAX)));
+        hit += u64::from(pager.alive());
+        pager.signal(libc::SIGKILL);
+        held.must_succeed(detach, "holo detach")?;
+        held.await_free("after a detach with a take-over")?;
+        tree::await_end(tree.guardian, "the guardian")?;
+        verdict::check(&report, expected())?;
+    }
+    print_line(&format!("# detaches={ROUNDS} hit={hit}"));
+    held.running.finish().map(drop)
+}

@@ -1,0 +1,105 @@
+//! Pagers killed at random moments, also while they recover from their predecessor's death.
+
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::load::{self, EVERYTHING};
+use super::tree::Tree;
+use crate::torture::harness::Draw;
+use crate::torture::harness::suite::{Case, Run, print_line};
+
+/// From start to end; on a quiet machine each takes a fourth of it.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// Moments at which pagers are killed, microseconds after they were first seen.
+#[derive(Clone, Copy, Debug)]
+struct Moments {
+    kills: u64,
+    /// One kill in so many comes early: while the pager takes over.
+    early_one_in: u64,
+    early_us_max: u64,
+    late_us_max: u64,
+    /// After each so many kills the program must make progress.
+    rest_every: u64,
+}
+
+const RANDOM: Moments = Moments {
+    kills: 50,
+    early_one_in: 4,
+    early_us_max: 20_000,
+    late_us_max: 800_000,
+    rest_every: 5,
+};
+
+const STORM: Moments = Moments {
+    kills: 20,
+    early_one_in: 8,
+    ..RANDOM
+};
+
+/// Each second kill hits a successor within 5 ms of its predecessor's death.
+const DOUBLE: Moments = Moments {
+    kills: 20,
+    early_one_in: 2,
+    early_us_max: 4000,
+    late_us_max: 300_000,
+    rest_every: 2,
+};
+
+/// The three cases.
+pub fn cases(folder: &Path) -> Vec<Case> {
+    let case = |name: &str, what: &'static [&'static str], moments| {
+        let folder = folder.to_owned();
+        Case::new(name, move |run| killed(run, &folder, what, moments))
+    };
+    vec![
+        case("kills.random", EVERYTHING, RANDOM),
+        case("kills.storm", &["storm"], STORM),
+        case("kills.double", EVERYTHING, DOUBLE),
+    ]
+}
+
+fn killed(run: &Run<'_>, folder: &Path, what: &[&str], moments: Moments) -> Result<()> {
+    let token = load::new_token();
+    let mut running = load::plan(run, folder, what, &token, DEADLINE)?.start(run)?;
+    running.wait_for("@ready")?;
+    if run.binaries.is_none() {
+        running.goes_on_for(Duration::from_secs(3))?;
+        return running.finish().map(drop);
+    }
+    let tree = Tree::find(&mut running, &token)?;
+    let mut draw = Draw::new(run.seed);
+    let mut last = None;
+    for kill in 1..=moments.kills {
+        let pager = tree.next_pager(&mut running, last)?;
+        // In turn, not drawn: a pair of close kills is what the case is about.
+        let most = if kill % moments.early_one_in == 0 {
+            moments.early_us_max
+        } else {
+            moments.late_us_max
+        };
+        thread::sleep(Duration::from_micros(draw.between(0, most)));
+        if !pager.alive() {
+            return Err(running.hung(&format!("the pager died by itself before kill {kill}")));
+        }
+        pager.signal(libc::SIGKILL);
+        last = Some(pager);
+        if kill % moments.rest_every == 0 {
+            load::goes_on(&mut running, &format!("after kill {kill}"))?;
+        }
+    }
+    tree.next_pager(&mut running, last)?;
+    load::goes_on(&mut running, "after the last kill")?;
+    let report = running.finish()?.report.context("no report")?;
+    print_line(&format!("# kills={} takeovers={}", moments.kills, report.takeovers));
+    ensure!(
+        report.takeovers == moments.kills,
+        "{} take-overs after {} kills",
+        report.takeovers,
+        moments.kills
+    );
+    Ok(())
+}

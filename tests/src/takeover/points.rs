@@ -1,0 +1,116 @@
+//! One case for each crash point: the pager kills itself there once, under load.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use holo_pager::core::CrashPoint;
+
+use super::load::{self, EVERYTHING};
+use super::tree::{self, Tree};
+use super::attached;
+use crate::torture::harness::suite::{Case, Run, print_line};
+
+/// How long the program works at most until the point is reached.
+const REACH: Duration = Duration::from_secs(40);
+
+/// How long it goes on afterwards.
+const AFTERWARDS: Duration = Duration::from_millis(700);
+
+/// From start to end.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// How a point is reached from outside.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// Under `holo-exec`, by a program that does this.
+    Load(&'static [&'static str]),
+    /// In a `holo detach`.
+    Detach,
+    /// Not at all, for this reason; the simulation dies there.
+    Simulated(&'static str),
+}
+
+/// How each point is reached. A new point has to be given its way here.
+#[must_use]
+pub fn way(point: CrashPoint) -> Way {
+    use CrashPoint as P;
+    match point {
+        P::EventsRead | P::EventApplied | P::EventCleared => Way::Load(EVERYTHING),
+        P::ForkBegun | P::ForkCopied => Way::Load(&["fork"]),
+        P::Zeroed => Way::Load(&["drop"]),
+        P::Restaged => Way::Load(&["direct"]),
+        P::Restored => Way::Load(&["stacks"]),
+        P::Unregistered => Way::Detach,
+        P::Installed
+        | P::InstalledForgotten
+        | P::Protected
+        | P::PageRead
+        | P::Staged
+        | P::BatchNoted
+        | P::FreeQueued
+        | P::FreeKicked
+        | P::FreeDone
+        | P::Unprotected
+        | P::StorePut
+        | P::Stored
+        | P::PagedOut
+        | P::Looked
+        | P::Registered => Way::Load(EVERYTHING),
+    }
+}
+
+/// One case a point.
+pub fn cases(folder: &Path) -> Vec<Case> {
+    CrashPoint::ALL
+        .iter()
+        .map(|&point| {
+            let folder = folder.to_owned();
+            Case::new(format!("crash.{}", point.name()), move |run| {
+                match way(point) {
+                    Way::Load(what) => under_load(run, &folder, point, what),
+                    Way::Detach => attached::crash_in_detach(run, &folder, point),
+                    Way::Simulated(why) => {
+                        print_line(&format!("# only simulated: {why}"));
+                        Ok(())
+                    }
+                }
+            })
+        })
+        .collect()
+}
+
+fn under_load(run: &Run<'_>, folder: &Path, point: CrashPoint, what: &[&str]) -> Result<()> {
+    let token = load::new_token();
+    let mut plan = load::plan(run, folder, what, &token, DEADLINE)?;
+    plan.environment
+        .push(("HOLO_CRASH_AT", point.name().into()));
+    let mut running = plan.start(run)?;
+    if run.binaries.is_none() {
+        running.wait_for("@ready")?;
+        return running.finish().map(drop);
+    }
+    let tree = Tree::find(&mut running, &token)?;
+    let first = tree.next_pager(&mut running, None)?;
+    let until = Instant::now() + REACH;
+    // Whether it was reached is in the report; this only says when that is known.
+    while tree.pager().is_none_or(|pager| pager == first) && Instant::now() < until {
+        if !running.goes_on()? {
+            return Err(tree::ended(&mut running, "the take-over"));
+        }
+    }
+    load::goes_on(&mut running, "after the take-over")?;
+    running.goes_on_for(AFTERWARDS)?;
+    let report = running.finish()?.report.context("no report")?;
+    ensure!(
+        report.takeovers == 1,
+        "{} take-overs, want 1: {}",
+        report.takeovers,
+        if report.takeovers == 0 {
+            "the point was not reached"
+        } else {
+            "a successor died as well"
+        }
+    );
+    Ok(())
+}
