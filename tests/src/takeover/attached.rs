@@ -39,7 +39,7 @@ const HELD: Duration = Duration::from_secs(1);
 
 /// The cases.
 pub fn cases(folder: &Path) -> Vec<Case> {
-    let case = |name: &str, body: fn(&Run<'_>, &PathBuf) -> Result<()>| {
+    let case = |name: &str, body: fn(&Run<'_>, &Path) -> Result<()>| {
         let folder = folder.to_owned();
         Case::new(name, move |run| body(run, &folder))
     };
@@ -90,7 +90,10 @@ impl<'a> Held<'a> {
     }
 
     fn detach(&self) -> Result<Tool> {
-        Tool::start(&self.binaries.holo, ["detach", &self.target.pid.to_string()])
+        Tool::start(
+            &self.binaries.holo,
+            ["detach", &self.target.pid.to_string()],
+        )
     }
 
     /// Waits for a command of holo's.

@@ -94,7 +94,10 @@ fn killed(run: &Run<'_>, folder: &Path, what: &[&str], moments: Moments) -> Resu
     tree.next_pager(&mut running, last)?;
     load::goes_on(&mut running, "after the last kill")?;
     let report = running.finish()?.report.context("no report")?;
-    print_line(&format!("# kills={} takeovers={}", moments.kills, report.takeovers));
+    print_line(&format!(
+        "# kills={} takeovers={}",
+        moments.kills, report.takeovers
+    ));
     ensure!(
         report.takeovers == moments.kills,
         "{} take-overs after {} kills",

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use holo_pager::core::CrashPoint;
 
+use super::attached;
 use super::load::{self, EVERYTHING};
 use super::tree::{self, Tree};
-use super::attached;
 use crate::torture::harness::suite::{Case, Run, print_line};
 
 /// How long the program works at most until the point is reached.
