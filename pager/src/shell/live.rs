@@ -364,7 +364,8 @@ impl Live {
         Some(match listed {
             Ok(()) if !seen.is_full() => Outcome::Heads(heads),
             Ok(()) => Outcome::Refused(libc::ENOSPC),
-            Err(_) => Outcome::Gone,
+            // The process has ended; its address space may live on in another one.
+            Err(_) => Outcome::Refused(libc::ESRCH),
         })
     }
 

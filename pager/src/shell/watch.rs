@@ -146,7 +146,7 @@ impl Watch {
         };
         self.spaces.insert(space, (r.pid, uffd));
         let Some(pidfd) = PidFd::open(r.pid).ok().filter(|p| !p.has_exited()) else {
-            self.input(Input::Exited(space));
+            self.bereaved(space);
             return;
         };
         drop(pidfd);
@@ -312,6 +312,7 @@ impl Watch {
         if now >= self.next_tree_ns && !self.members.is_empty() {
             let started = clock::monotonic_ns();
             self.find_children();
+            self.find_ended();
             let cost = clock::monotonic_ns() - started;
             self.next_tree_ns = now + (cost * SEARCH_SHARE).clamp(10_000_000, 1_000_000_000);
         }
@@ -394,9 +395,23 @@ impl Watch {
                 // Children that are not found yet would be lost with their parent.
                 self.next_tree_ns = 0;
                 if let Some(space) = m.space {
-                    self.input(Input::Exited(space));
+                    self.bereaved(space);
                 }
             }
+        }
+    }
+
+    /// The process of a space has ended. Its address space may live on in another process (clone with
+    /// `CLONE_VM` alone): then that one is looked for, and nothing is let go of.
+    fn bereaved(&mut self, space: SpaceId) {
+        let uffd = self.spaces.get(&space).map_or(-1, |s| s.1);
+        match duplicate(uffd) {
+            Some(fd) if !family::is_gone(&fd) => {
+                self.spaces.remove(&space);
+                self.orphans.push(Orphan { space, uffd });
+                self.next_match_ns = 0;
+            }
+            _ => self.input(Input::Exited(space)),
         }
     }
 
@@ -407,6 +422,15 @@ impl Watch {
         roots.retain(|&p| p != parent);
         for pid in family::descendants(roots.into_iter()) {
             self.add_member(pid);
+        }
+    }
+
+    /// Notices address spaces that ended though their process lives: it started another program.
+    fn find_ended(&self) {
+        for (&space, &(_, uffd)) in &self.spaces {
+            if duplicate(uffd).is_none_or(|fd| family::is_gone(&fd)) {
+                self.input(Input::Exited(space));
+            }
         }
     }
 
@@ -477,7 +501,10 @@ impl Watch {
                     .find(|r| r.pid == pid)
                     .map_or(-1, |r| r.uffd);
                 self.spaces.insert(space, (pid, uffd));
-                if let Some(m) = self.members.get_mut(&pid) {
+                if !self.members.contains_key(&pid) {
+                    // It ended meanwhile.
+                    self.bereaved(space);
+                } else if let Some(m) = self.members.get_mut(&pid) {
                     m.space = Some(space);
                     m.taking = false;
                     let never = m.never.clone();
@@ -561,6 +588,7 @@ impl Watch {
 
     fn closed(&mut self, space: SpaceId, detached: bool, target: Box<Target>) {
         let uffd = target.uffd.as_raw_fd();
+        // Its members, if it had more than one, are watched again.
         self.orphans.retain(|o| o.space != space);
         let record = self.control.record(uffd);
         if let Some((pid, _)) = self.spaces.remove(&space) {
