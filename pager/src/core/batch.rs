@@ -277,7 +277,12 @@ impl Space {
 pub(super) fn can_make_room(s: &Space, now: Nanos) -> bool {
     s.life == Life::Serving
         && s.known
-        && s.ring != Ring::Refused
+        && match s.ring {
+            Ring::Refused => false,
+            // A stopped target makes none, and a predecessor's may wait for just this fault.
+            Ring::Asked(since) => now < since.after(STUCK_NS),
+            Ring::Absent | Ring::Ready => true,
+        }
         && s.restore.is_idle()
         && s.fruitless < FRUITLESS
         && s.usage_bytes > 0
@@ -311,11 +316,12 @@ impl<S: PageStore> Core<'_, S> {
             }
             match self.space_ref(id)?.ring {
                 Ring::Absent => {
-                    self.space(id)?.ring = Ring::Asked;
+                    let now = self.now;
+                    self.space(id)?.ring = Ring::Asked(now);
                     self.errands.push_back(Op::NeedRing { space: id });
                     return None;
                 }
-                Ring::Asked | Ring::Refused => return None,
+                Ring::Asked(_) | Ring::Refused => return None,
                 Ring::Ready => {}
             }
             let now = self.now;

@@ -185,13 +185,14 @@ impl<S: PageStore> Core<'_, S> {
             }
             return self.step_restore(id);
         };
+        let now = self.now;
         let s = self.space(id)?;
         match s.ring {
             Ring::Absent => {
-                s.ring = Ring::Asked;
+                s.ring = Ring::Asked(now);
                 Some(Op::NeedRing { space: id })
             }
-            Ring::Asked => None,
+            Ring::Asked(_) => None,
             Ring::Refused => {
                 s.restore.go_direct(wanted);
                 self.step_restore(id)

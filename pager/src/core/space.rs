@@ -28,8 +28,8 @@ pub(crate) enum Life {
 pub(crate) enum Ring {
     /// Not asked for yet.
     Absent,
-    /// Asked for.
-    Asked,
+    /// Asked for, at this moment.
+    Asked(Nanos),
     /// There.
     Ready,
     /// Cannot be had.
