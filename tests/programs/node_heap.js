@@ -81,13 +81,13 @@ for (let key = 0; key < bufferCount; key++) {
 const end = Date.now() + seconds * 1000;
 let checks = 0, nextBeat = 0;
 while (Date.now() < end) {
-  for (let i = 0; i < 2000; i++) {
+  for (let i = 0; i < 500 && Date.now() < end; i++) {
     const key = draw(objectCount);
     check(objects[key], key, objectGeneration[key], 'in turn');
     if (draw(3) === 0) objects[key] = make(key, ++objectGeneration[key]);
     checks++;
   }
-  for (let i = 0; i < 20; i++) {
+  for (let i = 0; i < 10; i++) {
     const key = draw(bufferCount);
     checkBuffer(buffers[key], key, bufferGeneration[key]);
     const choice = draw(4);
@@ -95,7 +95,7 @@ while (Date.now() < end) {
     if (choice < 2) fill(buffers[key], key, ++bufferGeneration[key]);
   }
   hot();
-  if (global.gc && draw(16) === 0) global.gc();
+  if (global.gc && draw(32) === 0) global.gc();
   if (Date.now() >= nextBeat) {
     nextBeat = Date.now() + 250;
     require('fs').writeSync(1, `@beat ${checks}\n`);

@@ -36,7 +36,7 @@ def main():
     clock = Clock(seconds)
     generations = {}  # of the keys that were ever changed
     while clock.goes_on():
-        for _ in range(20000):
+        for _ in range(2000):
             key = draw.randrange(count)
             check(key)
             if table[key][0] != generations.get(key, 0):
@@ -51,9 +51,9 @@ def main():
                 table[key] = value(seed, key, generations.get(key, 0))
             clock.checks += 1
         choice = draw.random()
-        if choice < 0.1:
+        if choice < 0.02:
             gc.collect()
-        elif choice < 0.2:
+        elif choice < 0.04:
             table = dict(table)  # a new table beside the old one
     if len(table) != count:
         fail("%d keys, want %d" % (len(table), count))

@@ -66,7 +66,7 @@ pub const PROGRAMS: &[Program] = &[
     plain("mapfixed", 96, 8, 90),
     Program {
         works: Some("fork_chains"),
-        ..plain("forkchain", 64, 8, 126)
+        ..plain("forkchain", 32, 8, 63)
     },
     Program {
         works: Some("new_programs"),

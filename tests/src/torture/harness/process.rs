@@ -75,6 +75,21 @@ impl Process {
             .collect()
     }
 
+    /// Page faults and clock ticks of CPU time so far: what tells a slow process from a stuck one.
+    #[must_use]
+    pub fn work_done(self) -> Option<(u64, u64)> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        let (_, tail) = stat.rsplit_once(')')?;
+        let fields: Vec<u64> = tail
+            .split_ascii_whitespace()
+            .map(|field| field.parse().unwrap_or(0))
+            .collect();
+        Some((
+            fields.get(7)? + fields.get(9)?,
+            fields.get(11)? + fields.get(12)?,
+        ))
+    }
+
     /// Sends a signal, unless the process is gone.
     pub fn signal(self, signal: i32) {
         if let Some(proc) = self.now() {
