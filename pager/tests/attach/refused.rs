@@ -272,7 +272,7 @@ fn a_frozen_program() {
 }
 
 #[test]
-#[ignore = "changes a setting of the whole machine for a moment"]
+#[ignore = "changes a setting of the whole machine for a moment; owner: pager"]
 fn an_unprivileged_program_where_io_uring_is_off() {
     struct Restore(&'static str, String);
     impl Drop for Restore {

@@ -351,7 +351,7 @@ fn a_ring_works_and_is_no_thread_of_the_program() {
 
 /// Takes hold of the process that the environment names until it is killed; see the test below.
 #[test]
-#[ignore = "a part of another test, which kills it"]
+#[ignore = "a part of another test, which kills it; owner: pager"]
 fn takes_hold_for_ever() {
     let pid: i32 = std::env::var("HOLO_ATTACH_PID").unwrap().parse().unwrap();
     println!("ready");

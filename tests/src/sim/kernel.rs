@@ -14,7 +14,7 @@ use super::rng::Rng;
 use super::thread::{Task, Thread, ThreadId, Wait};
 use super::uffd::Uffd;
 
-/// How long a page that a stale request of the pager's hit is safe from reclaim (`Folio::spared_until_ns`).
+/// How long a page is safe from reclaim at most (`Folio::spared_until_ns`).
 pub(crate) const SPARE_NS: u64 = 500_000_000;
 /// A fault or message that waits longer than this is a hang.
 const HANG_NS: u64 = 3_000_000_000;
@@ -284,6 +284,15 @@ impl Kernel {
             }
             trace!(self, "kernel drops mm{mm} {v:#x}");
             self.unmap_page(mm, v);
+        }
+    }
+
+    /// The pager's batch has done what it does within its window, repairs included.
+    pub(crate) fn window_over(&mut self, mm: MmId) {
+        for pte in self.mms[mm].ptes.values() {
+            if let Some(f) = pte.folio {
+                self.folios[f].spared_until_ns = 0;
+            }
         }
     }
 

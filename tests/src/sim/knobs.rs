@@ -107,7 +107,7 @@ impl Knobs {
             _ => 9 * leaf,
         };
         let deaths = if rng.percent(40) {
-            pick(rng, &[20, 100, 400])
+            pick(rng, &[40, 150, 600])
         } else {
             0
         };

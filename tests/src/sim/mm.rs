@@ -67,9 +67,10 @@ pub(crate) struct Folio {
     pub(crate) pins: u32,
     /// Where it is mapped.
     pub(crate) maps: Vec<(MmId, u64)>,
-    /// A stale request of the pager's hit it: not dropped before this moment, because a request of an
-    /// eviction window and a reclaim of just that page meeting within the window cannot be undone by
-    /// anybody (a stated limit).
+    /// Not dropped before this moment, or the end of the pager's eviction window. A request of the pager's
+    /// offered what it had not read: another page by now, one that a device wrote after it was read, or
+    /// one that the process may have dropped itself. The pager puts that right within the window. What
+    /// nobody can put right is a reclaim of just this page before: a stated limit.
     pub(crate) spared_until_ns: u64,
 }
 

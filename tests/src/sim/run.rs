@@ -17,7 +17,7 @@ use super::rng::Rng;
 use super::store::Store;
 use super::thread::Task;
 use super::uffd::addresses;
-use super::world::{Death, Sim, at_point, die_after_points};
+use super::world::{DEATHS_MOST, Death, Sim, at_point, die_after_points};
 
 /// Blocks of the map: a root, a middle and a few leaves for each space.
 const MAP_BLOCKS: usize = 64;
@@ -186,7 +186,8 @@ impl Run<'_> {
         }
         let core = self.core.as_mut().expect("a core");
         let points = self.sim.kernel.knobs.death_points;
-        if points > 0 && self.sim.kernel.acts_left > 0 {
+        let most = self.sim.deaths >= DEATHS_MOST;
+        if points > 0 && self.sim.kernel.acts_left > 0 && !most {
             if self.sim.kernel.rng.one_in(4) {
                 die_after_points(1 + self.sim.kernel.rng.below(points));
             }
@@ -448,9 +449,11 @@ impl Run<'_> {
             return;
         }
         let core = self.core.as_mut().expect("a core");
-        while let Some(done) = core.store().poll() {
-            let now = Nanos(self.sim.kernel.now_ns);
-            core.handle(now, Input::Store(done));
+        while core.store().is_busy() {
+            if let Some(done) = core.store().poll() {
+                let now = Nanos(self.sim.kernel.now_ns);
+                core.handle(now, Input::Store(done));
+            }
         }
         let stored = core.store().usage().raw_bytes;
         let blocks = core.map().blocks_used();

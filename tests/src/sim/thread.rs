@@ -363,12 +363,13 @@ impl Kernel {
         if folio.dirty && folio.maps.len() > 1 {
             return;
         }
-        folio.dirty = false;
+        // A device was done with it after it was last read.
+        let written = std::mem::take(&mut folio.dirty);
         folio.lazy = true;
         pte.dirty = false;
         if let Some(r) = &a.request {
             let at = usize::try_from(v - r.start).expect("in the request");
-            if a.again || r.seen[at] != Some(f) {
+            if a.again || written || r.seen[at] != Some(f) {
                 self.folios[f].spared_until_ns = self.now_ns + SPARE_NS;
             }
         }

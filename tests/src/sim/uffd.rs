@@ -66,7 +66,7 @@ impl Kernel {
     /// Queues a message; the thread waits until it is read.
     pub(crate) fn queue_event(&mut self, t: ThreadId, uffd: UffdId, event: Event) {
         if self.uffds[uffd].released {
-            return;
+            return self.unheard_fork(event);
         }
         trace!(self, "thread {t} sends {event:?}");
         self.uffds[uffd].events.push_back((t, event));
@@ -264,9 +264,22 @@ impl Kernel {
                 self.let_go(uffd, start, end);
             }
         }
-        while let Some((t, _)) = self.uffds[uffd].events.pop_front() {
+        // Also who waits where nothing is mapped any more.
+        self.uffd_wake(uffd, 0, u64::MAX);
+        while let Some((t, event)) = self.uffds[uffd].events.pop_front() {
             self.threads[t].wait = None;
             self.threads[t].blocked_since_ns = None;
+            self.unheard_fork(event);
+        }
+    }
+
+    /// Nobody will read of this fork: the child is not served.
+    fn unheard_fork(&mut self, event: Event) {
+        if let Event::Fork { fd } = event {
+            let fd = fd as usize;
+            self.uffd_close(fd);
+            let mm = self.uffds[fd].mm;
+            self.mms[mm].uffd = None;
         }
     }
 }

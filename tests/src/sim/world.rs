@@ -17,6 +17,9 @@ use super::store::{content_of, set_content};
 use super::thread::ThreadId;
 use super::uffd::{addresses, subpages};
 
+/// Deaths in one run: with too many, nothing else ever happens.
+pub(crate) const DEATHS_MOST: u64 = 150;
+
 /// What a death of the pager unwinds with.
 pub(crate) struct Death;
 
@@ -73,7 +76,6 @@ pub(crate) struct Sim<'m> {
     next_scan_ns: u64,
     pub(crate) deaths: u64,
     pub(crate) ops: u64,
-    pub(crate) counts: BTreeMap<&'static str, u64>,
 }
 
 impl<'m> Sim<'m> {
@@ -99,7 +101,6 @@ impl<'m> Sim<'m> {
             next_scan_ns: 0,
             deaths: 0,
             ops: 0,
-            counts: BTreeMap::new(),
         }
     }
 
@@ -109,11 +110,6 @@ impl<'m> Sim<'m> {
 
     pub(crate) fn mm_of(&self, space: SpaceId) -> Option<MmId> {
         Some(self.kernel.uffds[self.uffd(space)?].mm)
-    }
-
-    pub(crate) fn space_of(&self, mm: MmId) -> Option<SpaceId> {
-        let u = self.kernel.mms[mm].uffd?;
-        self.fds.iter().find(|&(_, &fd)| fd == u).map(|(&s, _)| s)
     }
 
     /// Queues an input that comes after a while.
@@ -321,7 +317,8 @@ impl<'m> Sim<'m> {
 
     fn maybe_die(&mut self) {
         let deaths = self.kernel.knobs.deaths;
-        if deaths > 0 && self.kernel.acts_left > 0 && self.kernel.rng.one_in(deaths) {
+        let alive = self.kernel.acts_left > 0 && self.deaths < DEATHS_MOST;
+        if deaths > 0 && alive && self.kernel.rng.one_in(deaths) {
             std::panic::resume_unwind(Box::new(Death));
         }
     }
@@ -450,6 +447,11 @@ impl<'m> Sim<'m> {
     }
 
     fn need_ring(&mut self, space: SpaceId, mm: MmId) {
+        if self.quiet_wait.contains(&space) {
+            // A predecessor's: it is the core's when it is quiet. What is asked of it before would end
+            // among the predecessor's requests.
+            return;
+        }
         if !self.ring_made.contains_key(&mm) {
             let refused = self.kernel.knobs.ring_refused;
             let made = !self.kernel.rng.percent(refused);
@@ -600,10 +602,16 @@ impl<'m> Sim<'m> {
                 first,
                 ..
             } => self.read(mm, at.0, subpages, frame, first),
-            Op::Pageout { .. } => self.page_out(mm, ranges),
+            Op::Pageout { .. } => {
+                self.kernel.window_over(mm);
+                self.page_out(mm, ranges)
+            }
             Op::Look { page, .. } => self.look(mm, page),
             Op::FindPresent { range, .. } => self.find_present(mm, range),
-            Op::Threads { .. } => self.heads(space, mm),
+            Op::Threads { .. } => {
+                self.kernel.window_over(mm);
+                self.heads(space, mm)
+            }
             Op::Redirty { at, .. } => {
                 let served = self.kernel.mms[mm]
                     .vma(at.0)

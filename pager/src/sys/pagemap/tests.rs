@@ -148,7 +148,7 @@ fn a_gone_address_space_is_an_error() {
 }
 
 #[test]
-#[ignore = "a measurement, run by hand"]
+#[ignore = "a measurement, run by hand; owner: pager"]
 fn cost_of_a_look() {
     let mut target = Target::start();
     let pagemap = Pagemap::open(target.pid).unwrap();
