@@ -149,7 +149,9 @@ impl Batch {
         for i in 0..notes.pages(id) {
             let (page, mask) = notes.page(id, i);
             let mut p = BatchPage::new(page, mask, None);
-            p.mask = notes.queued(id, i);
+            p.mask = notes.queued(id, i).minus(notes.counted(id, i, 2));
+            // Whether something else has come to its place is not known any more.
+            p.repair = true;
             b.pages.push(p);
         }
         b
@@ -166,23 +168,37 @@ impl Batch {
     }
 
     /// A removal message came. `count` gets each page of the batch with the subpages that our own requests
-    /// may explain; of the others the batch forgets those that were dropped.
+    /// may explain; of the others the batch forgets those that were dropped. `queued` says of which
+    /// subpages of a page a request is on the ring.
     pub(crate) fn note_removal(
         &mut self,
         range: AddrRange,
+        queued: impl Fn(usize) -> SubpageMask,
         mut count: impl FnMut(usize, SubpageMask),
     ) {
         let submitted = self.submitted();
         for (i, p) in self.pages.iter_mut().enumerate() {
             let covered = SubpageMask::of_page_in(p.page, range).and(p.mask);
-            if covered.is_empty() {
-                continue;
-            }
-            if submitted {
-                count(i, covered);
+            let ours = if submitted {
+                covered.and(queued(i))
             } else {
-                p.mask = p.mask.minus(covered);
+                SubpageMask::NONE
+            };
+            p.mask = p.mask.minus(covered.minus(ours));
+            if !ours.is_empty() {
+                count(i, ours);
             }
+        }
+    }
+
+    /// The process dropped these subpages of a page while a request of ours was under way.
+    pub(crate) fn dropped(&mut self, i: usize, which: SubpageMask) {
+        if let (Some(p), false) = (self.pages.get_mut(i), which.is_empty()) {
+            p.mask = p.mask.minus(which);
+            // A mapping that was split on the way makes two messages of ours of one: what is still there
+            // must not be dropped then. (What is not there any more was dropped by the process, for the
+            // kernel seldom reclaims within a window.)
+            p.repair = true;
         }
     }
 
@@ -621,30 +637,13 @@ impl<S: PageStore> Core<'_, S> {
             return;
         }
         let recovered = b.phase == Phase::Recover;
-        let quiesce = self.space_ref(id).map_or(0, |s| s.quiesce_count);
         for (i, p) in b.pages.iter_mut().enumerate() {
-            let dropped = self.notes.counted(id, i, 2).and(p.mask);
             let unheard = p.mask.minus(self.notes.counted(id, i, 1));
             if !unheard.is_empty() {
                 // The request found no mapping of ours there.
                 p.repair = true;
             }
-            for k in dropped.iter() {
-                self.stats.dropped_in_batch += 1;
-                match self
-                    .map
-                    .replace(id, p.page.subpage(k), Entry::Dropping(quiesce))
-                {
-                    Ok(Entry::Stored(l)) => self.store.release(l),
-                    Ok(Entry::Staged(f, _)) => self.frames.drop_hold(f),
-                    _ => {}
-                }
-            }
-            p.mask = p.mask.minus(dropped);
-            // A mapping that was split on the way makes two messages of ours of one: what is still there
-            // must not be dropped then. (What is not there any more was dropped by the process, for the
-            // kernel seldom reclaims within a window.)
-            p.repair |= p.lost || !dropped.is_empty();
+            p.repair |= p.lost;
         }
         self.crash(CrashPoint::FreeDone);
         self.notes.clear(id);

@@ -65,16 +65,27 @@ impl<S: PageStore> Core<'_, S> {
     /// The process will drop `range` after this was read.
     fn removed(&mut self, id: SpaceId, range: AddrRange, seq: u32) {
         let mut noted = Vec::new();
-        if let Some(s) = self.space(id) {
-            if let Some(mut b) = s.batch.take() {
-                b.note_removal(range, |i, covered| noted.push((i, covered)));
+        if let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) {
+            b.note_removal(
+                range,
+                |i| self.notes.queued(id, i),
+                |i, ours| noted.push((i, ours)),
+            );
+            if let Some(s) = self.space(id) {
                 s.batch = Some(b);
             }
         }
         let mut counted = Vec::new();
         for (i, covered) in noted {
             self.notes.count(id, i, covered, seq);
-            counted.push((self.notes.page(id, i).0, covered));
+            // The second one is the process's, and is known at once: a fork read next copies the entry.
+            let twice = self.notes.counted(id, i, 2).and(covered);
+            let mine = covered.minus(twice);
+            counted.push((self.notes.page(id, i).0, mine));
+            if let Some(b) = self.space(id).and_then(|s| s.batch.as_mut()) {
+                b.dropped(i, twice);
+            }
+            self.stats.dropped_in_batch += u64::from(twice.count());
         }
         let Some(s) = self.space_ref(id) else { return };
         let quiesce = s.quiesce_count;
@@ -125,6 +136,9 @@ impl<S: PageStore> Core<'_, S> {
             }
         }
         if let Some(s) = self.space(id) {
+            if !s.known {
+                s.moves.push((old, to));
+            }
             let was_ours = s.regions.overlapping(old).is_some();
             s.regions.remove(old);
             s.never.remove(old);

@@ -441,13 +441,17 @@ impl<'m, S: PageStore> Core<'m, S> {
             Input::ChildKnown(id) => {
                 if let Some(s) = self.space(id) {
                     s.known = true;
+                    s.moves = Vec::new();
                     self.map.settle_fork(id);
                 }
                 self.unhold();
             }
             Input::Wiped { space, range } => {
-                if self.space_ref(space).is_some_and(|s| !s.known) {
-                    self.forget_range(space, range);
+                let unknown = self.space_ref(space).filter(|s| !s.known);
+                if let Some(now) = unknown.map(|s| s.since_fork(range)) {
+                    for r in now.iter() {
+                        self.forget_range(space, r);
+                    }
                 }
             }
             Input::Quiesced { space, count } => {

@@ -370,7 +370,8 @@ pub enum Input {
     },
     /// A fork's child is known, with ranges in it that the fork wiped.
     ChildKnown(SpaceId),
-    /// A range of a fork's child that was wiped or left out by the fork.
+    /// A range of a fork's child that was wiped or left out by the fork: as it was at the fork, whatever
+    /// the child has moved since.
     Wiped {
         /// The child.
         space: SpaceId,

@@ -42,6 +42,8 @@ pub(crate) struct Space {
     pub(crate) life: Life,
     /// A fork's child whose wiped ranges are not known yet gets no stored bytes.
     pub(crate) known: bool,
+    /// While it is not known: what it moved since the fork, from where and to where.
+    pub(crate) moves: Vec<(AddrRange, Addr)>,
     pub(crate) regions: Ranges,
     pub(crate) never: Ranges,
     /// Mappings to register, in order.
@@ -80,6 +82,7 @@ impl Space {
             id,
             life: Life::Serving,
             known,
+            moves: Vec::new(),
             regions: Ranges::new(),
             never: Ranges::new(),
             adopt: VecDeque::with_capacity(4096),
@@ -107,6 +110,33 @@ impl Space {
     /// Nothing can be decided for this space now.
     pub(crate) fn blocked(&self, now: Nanos) -> bool {
         self.drain || self.retry_at.is_some_and(|t| t > now)
+    }
+
+    /// Where that is now which was in `range` when the process was forked.
+    pub(crate) fn since_fork(&self, range: AddrRange) -> Ranges {
+        let mut now = Ranges::new();
+        now.add(range);
+        for &(from, to) in &self.moves {
+            let along: Vec<_> = now
+                .iter()
+                .map(|r| r.intersect(from))
+                .filter(|r| !r.is_empty())
+                .map(|r| {
+                    let start = to.offset(r.start.0 - from.start.0);
+                    let end = start.offset(r.len());
+                    AddrRange { start, end }
+                })
+                .collect();
+            now.remove(from);
+            now.remove(AddrRange {
+                start: to,
+                end: to.offset(from.len()),
+            });
+            for r in along {
+                now.add(r);
+            }
+        }
+        now
     }
 
     /// Queues a resident page for replacement, unless it is queued or there is no room.
