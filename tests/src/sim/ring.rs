@@ -17,6 +17,8 @@ pub(crate) struct Request {
     pub(crate) end: u64,
     /// Which page was at each subpage when the request was queued.
     pub(crate) seen: Vec<Option<FolioId>>,
+    /// The program has dropped some of it since.
+    pub(crate) dropped: bool,
 }
 
 /// A ring.
@@ -73,8 +75,35 @@ impl Kernel {
             start,
             end,
             seen,
+            dropped: false,
         });
         Outcome::Done
+    }
+
+    /// The program dropped `v`.
+    pub(crate) fn note_drop(&mut self, mm: MmId, v: u64) {
+        let queued = self.rings[mm].iter_mut().flat_map(|r| r.queue.iter_mut());
+        let running = self.threads.iter_mut().filter(|t| t.mm == mm);
+        let running = running.filter_map(|t| match &mut t.task {
+            Task::Advise(a) => a.request.as_mut(),
+            _ => None,
+        });
+        for r in queued.chain(running) {
+            r.dropped |= v >= r.start && v < r.end;
+        }
+    }
+
+    /// The program dropped what a request of the pager's that has not ended is about: in a child forked now
+    /// the pager cannot tell which of the two messages is whose (a stated limit; no fork is made then).
+    pub(crate) fn drop_is_ambiguous(&self, mm: MmId) -> bool {
+        let running = |t: &Thread| {
+            t.mm == mm
+                && matches!(&t.task, Task::Advise(a) if a.request.as_ref().is_some_and(|r| r.dropped))
+        };
+        self.rings[mm]
+            .as_ref()
+            .is_some_and(|r| r.queue.iter().any(|q| q.dropped))
+            || self.threads.iter().any(running)
     }
 
     pub(crate) fn kick_ring(&mut self, mm: MmId) {

@@ -347,6 +347,9 @@ impl Kernel {
 
     fn drop_page(&mut self, mm: MmId, a: &Advise) {
         let v = a.cursor;
+        if a.request.is_none() {
+            self.note_drop(mm, v);
+        }
         if a.what == Drop::DontNeed {
             self.unmap_page(mm, v);
             self.ideals[mm].zero(v);
@@ -554,7 +557,7 @@ impl Kernel {
 
     pub(crate) fn fork(&mut self, t: ThreadId) -> Task {
         let parent = self.threads[t].mm;
-        if self.mms_alive() >= self.knobs.spaces_most {
+        if self.mms_alive() >= self.knobs.spaces_most || self.drop_is_ambiguous(parent) {
             return Task::Idle;
         }
         let child = self.fork_mm(parent);
