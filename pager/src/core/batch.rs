@@ -93,11 +93,25 @@ enum Step {
     Compare(SubpageMask),
     Unprotect,
     RepairLook,
-    RepairQueue,
+    RepairQueue { first: usize, count: usize },
     RepairKick,
+    RepairRedirty,
     Put,
     Pageout,
     FinalLook,
+}
+
+/// The repair of one page: what the process has put in the place of an offered page, or what it is not
+/// certain of whether it was dropped, becomes dirty again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Repair {
+    looked: bool,
+    /// To be populated.
+    left: SubpageMask,
+    /// A request over several failed: one by one.
+    single: SubpageMask,
+    /// Populate does not do it (not writable): through `/proc/PID/mem`, where nobody else can write.
+    redirty: SubpageMask,
 }
 
 /// A batch of pages on their way out of one space.
@@ -112,7 +126,7 @@ pub(crate) struct Batch {
     single_steps: bool,
     spare: Option<FrameId>,
     reread: SubpageMask,
-    repair_left: SubpageMask,
+    repair: Repair,
     outstanding: usize,
     started: Nanos,
     waiting_since: Nanos,
@@ -132,7 +146,7 @@ impl Batch {
             single_steps: false,
             spare: None,
             reread: SubpageMask::NONE,
-            repair_left: SubpageMask::NONE,
+            repair: Repair::default(),
             outstanding: 0,
             started: now,
             waiting_since: now,
@@ -152,6 +166,9 @@ impl Batch {
             p.mask = notes.queued(id, i).minus(notes.counted(id, i, 2));
             // Whether something else has come to its place is not known any more.
             p.repair = true;
+            // Faults wait only for requests that could still hit what answers them; a repair that is on
+            // the ring may itself wait for a fault.
+            p.open = notes.is_settled(id);
             b.pages.push(p);
         }
         b
@@ -265,6 +282,11 @@ impl BatchPage {
     }
 }
 
+/// The tag of a request about a run of the batch's page `i`.
+fn tag_of(i: usize, first: usize, count: usize) -> u64 {
+    (i | first << 8 | count << 16) as u64
+}
+
 /// The subpages of a run.
 fn run_mask(first: usize, count: usize) -> SubpageMask {
     (first..(first + count).min(16)).fold(SubpageMask::NONE, SubpageMask::with)
@@ -304,8 +326,10 @@ pub(super) fn can_make_room(s: &Space, now: Nanos) -> bool {
         && s.usage_bytes > 0
         && !s.regions.is_empty()
         && match &s.batch {
+            // A repair may wait for just this fault.
+            Some(b) if b.phase == Phase::RepairWait => false,
             Some(b) => {
-                !(matches!(b.phase, Phase::Wait | Phase::Recover | Phase::RepairWait)
+                !(matches!(b.phase, Phase::Wait | Phase::Recover)
                     && now >= b.waiting_since.after(STUCK_NS))
             }
             None => true,
@@ -613,7 +637,7 @@ impl<S: PageStore> Core<'_, S> {
                     space: id,
                     advice: Advice::Free,
                     range: p.run(first, count),
-                    tag: (b.at | first << 8 | count << 16) as u64,
+                    tag: tag_of(b.at, first, count),
                 });
             }
             b.at += 1;
@@ -632,8 +656,6 @@ impl<S: PageStore> Core<'_, S> {
     fn waited(&mut self, id: SpaceId, b: &mut Batch) {
         if b.phase == Phase::RepairWait {
             b.phase = Phase::Repair;
-            b.at += 1;
-            b.repair_left = SubpageMask::NONE;
             return;
         }
         let recovered = b.phase == Phase::Recover;
@@ -646,7 +668,7 @@ impl<S: PageStore> Core<'_, S> {
             p.repair |= p.lost;
         }
         self.crash(CrashPoint::FreeDone);
-        self.notes.clear(id);
+        self.notes.settle(id);
         b.goto(if recovered {
             Phase::Unprotect
         } else {
@@ -769,24 +791,33 @@ impl<S: PageStore> Core<'_, S> {
                 b.at += 1;
                 continue;
             }
-            if let Some((first, count)) = b.repair_left.runs().next() {
-                let range = p.run(first, count);
-                for i in first..first + count {
-                    b.repair_left = b.repair_left.without(i);
-                }
-                b.step = Step::RepairQueue;
+            if let Some(i) = b.repair.redirty.iter().next() {
+                b.repair.redirty = b.repair.redirty.without(i);
+                b.step = Step::RepairRedirty;
+                return Some(Op::Redirty {
+                    space: id,
+                    at: p.page.subpage(i),
+                });
+            }
+            if let Some((first, count)) = b.repair.left.runs().next() {
+                let alone = b.repair.single.has(first);
+                let count = if alone { 1 } else { count };
+                b.repair.left = b.repair.left.minus(run_mask(first, count));
+                b.step = Step::RepairQueue { first, count };
                 return Some(Op::Advise {
                     space: id,
                     advice: Advice::Populate,
-                    range,
-                    tag: b.at as u64,
+                    range: p.run(first, count),
+                    tag: tag_of(b.at, first, count),
                 });
             }
             if b.outstanding > 0 {
-                b.phase = Phase::RepairWait;
-                b.waiting_since = self.now;
-                b.step = Step::RepairKick;
-                return Some(Op::Kick { space: id });
+                return Some(self.await_repair(id, b));
+            }
+            if b.repair.looked {
+                b.repair = Repair::default();
+                b.at += 1;
+                continue;
             }
             b.step = Step::RepairLook;
             return Some(Op::Look {
@@ -794,8 +825,16 @@ impl<S: PageStore> Core<'_, S> {
                 page: p.page,
             });
         }
+        self.notes.clear(id);
         b.goto(Phase::Put);
         None
+    }
+
+    fn await_repair(&mut self, id: SpaceId, b: &mut Batch) -> Op {
+        b.phase = Phase::RepairWait;
+        b.waiting_since = self.now;
+        b.step = Step::RepairKick;
+        Op::Kick { space: id }
     }
 
     /// What of the page's frame the map still needs, here or (a fork's child) elsewhere.
@@ -988,6 +1027,14 @@ impl<S: PageStore> Core<'_, S> {
         b.outstanding = b.outstanding.saturating_sub(1);
         let field = |shift: u32| (tag >> shift & 0xff) as usize;
         let (i, run) = (field(0), run_mask(field(8), field(16)));
+        if result < 0 && matches!(b.phase, Phase::Repair | Phase::RepairWait) {
+            if run.count() > 1 {
+                b.repair.single = b.repair.single.or(run);
+                b.repair.left = b.repair.left.or(run);
+            } else {
+                b.repair.redirty = b.repair.redirty.or(run);
+            }
+        }
         if let (Some(p), true) = (b.pages.get_mut(i), result < 0 && b.phase == Phase::Wait) {
             // It stopped on the way. Where no message of it was heard it has offered nothing of ours, and
             // what is heard from now on is the process's.
@@ -1115,18 +1162,20 @@ impl<S: PageStore> Core<'_, S> {
                 } else {
                     SubpageMask::NONE
                 };
-                if present.is_empty() {
-                    b.at += 1;
-                } else {
-                    self.stats.foreign_repaired += 1;
-                    b.repair_left = present;
-                }
+                b.repair.looked = true;
+                b.repair.left = present;
+                self.stats.foreign_repaired += u64::from(!present.is_empty());
             }
-            Step::RepairQueue => {
-                if outcome == Outcome::Done {
-                    b.outstanding += 1;
+            Step::RepairQueue { first, count } => match outcome {
+                Outcome::Done => b.outstanding += 1,
+                // No room: when some have ended.
+                _ if b.outstanding > 0 => {
+                    b.repair.left = b.repair.left.or(run_mask(first, count));
+                    b.phase = Phase::RepairWait;
                 }
-            }
+                _ => b.repair.redirty = run_mask(first, count),
+            },
+            Step::RepairRedirty => {}
             Step::Put => {}
             Step::Pageout => self.crash(CrashPoint::PagedOut),
             Step::FinalLook => {

@@ -6,7 +6,8 @@
 //! sequence number of the message that changed it last share a word: applying a message again after a
 //! crash changes nothing.
 //!
-//! Layout by space, 64 words: word 0: pages noted; then for page `i` word 1+3i: page index, 2+3i: mask |
+//! Layout by space, 64 words: word 0: pages noted, and bit 32 when all
+//! requests have ended; then for page `i` word 1+3i: page index, 2+3i: mask |
 //! queued << 16, 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32.
 
 use holo_proto::{PAGE_SUBPAGES, PageIndex, SpaceId, SubpageMask};
@@ -17,6 +18,8 @@ use super::words::{Words, get, set};
 /// Most pages in a batch.
 pub const BATCH_PAGES: usize = 16;
 const WORDS: usize = 64;
+/// In word 0: all requests have ended.
+const SETTLED: u64 = 1 << 32;
 /// Words of the notes of all spaces.
 pub const NOTE_WORDS: usize = SPACES * WORDS;
 
@@ -50,12 +53,30 @@ impl<'m> Notes<'m> {
         set(self.words, Self::at(space, 0), count as u64);
     }
 
+    /// All requests have ended: whatever message comes now is the process's.
+    pub(crate) fn settle(&self, space: SpaceId) {
+        for i in 0..self.pages(space) {
+            let at = Self::at(space, 3 + 3 * i);
+            let word = get(self.words, at);
+            let heard = (0..PAGE_SUBPAGES)
+                .filter(|s| word >> (2 * s) & 3 == 0)
+                .fold(word, |w, s| w | 1 << (2 * s));
+            set(self.words, at, heard);
+        }
+        set(self.words, Self::at(space, 0), self.pages(space) as u64 | SETTLED);
+    }
+
+    /// No request of the batch is on the ring any more, but for repairs.
+    pub(crate) fn is_settled(&self, space: SpaceId) -> bool {
+        get(self.words, Self::at(space, 0)) & SETTLED != 0
+    }
+
     pub(crate) fn clear(&self, space: SpaceId) {
         set(self.words, Self::at(space, 0), 0);
     }
 
     pub(crate) fn pages(&self, space: SpaceId) -> usize {
-        usize::try_from(get(self.words, Self::at(space, 0)))
+        usize::try_from(get(self.words, Self::at(space, 0)) & !SETTLED)
             .unwrap_or(0)
             .min(BATCH_PAGES)
     }
