@@ -488,14 +488,11 @@ impl<S: PageStore> Core<'_, S> {
         let quiesced = s.quiesce_count;
         let mut mask = SubpageMask::NONE;
         let mut dropping = false;
-        let mut seen_missing = SubpageMask::NONE;
         for i in 0..16 {
             let at = page.subpage(i);
             if let Entry::Dropping(n) = self.map.entry(id, at) {
-                if !look.present.has(i) && !look.swapped.has(i) {
-                    seen_missing = seen_missing.with(i);
-                } else if n >= quiesced {
-                    dropping = true;
+                if n >= quiesced {
+                    dropping |= in_memory.has(i);
                     continue;
                 }
             }
@@ -507,9 +504,6 @@ impl<S: PageStore> Core<'_, S> {
             {
                 mask = mask.with(i);
             }
-        }
-        for i in seen_missing.iter() {
-            self.set_entry(id, page.subpage(i), Entry::Nothing);
         }
         if dropping {
             if let Some(s) = self.space(id) {
@@ -965,13 +959,6 @@ impl<S: PageStore> Core<'_, S> {
             return;
         };
         b.at += 1;
-        for i in 0..16 {
-            let at = p.page.subpage(i);
-            let missing = !look.present.has(i) && !look.swapped.has(i);
-            if missing && matches!(self.map.entry(id, at), Entry::Dropping(_)) {
-                self.set_entry(id, at, Entry::Nothing);
-            }
-        }
         let gone = p.mask.minus(look.present).minus(look.swapped);
         let stayed = p.mask.and(look.present);
         if !gone.is_empty() {

@@ -88,7 +88,8 @@ impl<S: PageStore> Core<'_, S> {
             self.stats.dropped_in_batch += u64::from(twice.count());
         }
         let Some(s) = self.space_ref(id) else { return };
-        let quiesce = s.quiesce_count;
+        // A quiesce that was asked for before may end before this one's act.
+        let quiesce = s.quiesce_count + u64::from(s.quiesce_asked);
         for page in range.pages() {
             let mine = counted
                 .iter()

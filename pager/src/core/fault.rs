@@ -186,13 +186,6 @@ impl<S: PageStore> Core<'_, S> {
         };
         self.progressed(id);
         self.crash(CrashPoint::Zeroed);
-        for k in 0..done as u64 {
-            let at = SubpageIndex(fault.at.0 + k);
-            if matches!(self.map.entry(id, at), Entry::Dropping(_)) {
-                // It was missing: the process's drop has happened.
-                self.set_entry(id, at, Entry::Nothing);
-            }
-        }
         if let Some(s) = self.space(id) {
             if fault.write {
                 s.usage_bytes += done as u64 * SUBPAGE_BYTES;

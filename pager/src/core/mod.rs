@@ -22,9 +22,9 @@
 //! 2. *A decision is made on a state in which every message that the kernel had is applied.* Each ioctl
 //!    that would act on an older state fails with `EAGAIN`; then all messages are read, and the fault or
 //!    step is decided again from the new state, not merely repeated.
-//! 3. *A removal message comes before the act.* Until a subpage was seen missing after it (or every
-//!    thread was seen outside the kernel), its old content must not be read as if it were current:
-//!    `Dropping` entries are not evicted.
+//! 3. *A removal message comes before the act.* Until every thread was seen outside the kernel after it, a
+//!    subpage may still be dropped, whatever was written to it meanwhile: `Dropping` entries are not
+//!    evicted. (That the subpage is missing tells nothing: it may have been missing before.)
 //! 4. *Our own `MADV_FREE` sends removal messages too.* Exactly one covers each offered subpage; any more
 //!    are the process's ([`note`]).
 //! 5. *A request on the ring may hit what the process put there meanwhile.* An unmap or move of a page

@@ -63,7 +63,11 @@ impl<'m> Notes<'m> {
                 .fold(word, |w, s| w | 1 << (2 * s));
             set(self.words, at, heard);
         }
-        set(self.words, Self::at(space, 0), self.pages(space) as u64 | SETTLED);
+        set(
+            self.words,
+            Self::at(space, 0),
+            self.pages(space) as u64 | SETTLED,
+        );
     }
 
     /// No request of the batch is on the ring any more, but for repairs.
