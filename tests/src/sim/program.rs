@@ -1,7 +1,8 @@
 //! What the simulated programs do: acts drawn by chance, such as a correct program could make.
 //!
-//! Threads of one process may touch anything at any time and share all memory, but none changes a mapping
-//! that another's `madvise` is at work on: what a program gets then is its own fault.
+//! Threads of one process may touch anything at any time and share all memory, but none changes what
+//! another's call is at work on: what a program gets then is its own fault. The kernel may: a place that
+//! was unmapped is given to the next who asks for any, before the one that unmapped it goes on.
 
 use super::kernel::{Kernel, trace};
 use super::knobs::{ACTS, Act};
@@ -93,6 +94,18 @@ impl Kernel {
         }
     }
 
+    /// Whether a call that has not returned is about a part of the range. What the kernel chooses itself,
+    /// it may choose there: for the kernel the call is over.
+    fn is_named(&self, mm: MmId, start: u64, end: u64) -> bool {
+        let busy = |task: &Task| match task {
+            Task::Tell { named, .. } => named.iter().any(|&(s, e)| s < end && e > start),
+            _ => false,
+        };
+        self.threads
+            .iter()
+            .any(|t| t.alive && t.mm == mm && busy(&t.task))
+    }
+
     /// The next thing that thread `t` does.
     pub(crate) fn choose(&mut self, t: ThreadId) -> Task {
         self.acts_left = self.acts_left.saturating_sub(1);
@@ -121,6 +134,9 @@ impl Kernel {
             }
             Act::DontNeed | Act::Free => {
                 let (start, end) = self.range(mm)?;
+                if self.is_named(mm, start, end) {
+                    return None;
+                }
                 let name = self.name();
                 let what = if act == Act::Free {
                     Drop::Free
@@ -159,7 +175,8 @@ impl Kernel {
             }
             Act::Lock => {
                 let (start, end) = self.range(mm)?;
-                if self.mms[mm].readers > 0 {
+                let busy = self.is_named(mm, start, end) || self.ideals[mm].drops_in(start, end);
+                if self.mms[mm].readers > 0 || busy {
                     return None;
                 }
                 trace!(self, "thread {t} of mm{mm} locks {start:#x}-{end:#x}");
@@ -171,10 +188,12 @@ impl Kernel {
 
     fn draw_change(&mut self, mm: MmId, act: Act) -> Option<Change> {
         let free = |k: &Self, start: u64, end: u64| !k.ideals[mm].drops_in(start, end);
+        let own =
+            |k: &Self, start: u64, end: u64| free(k, start, end) && !k.is_named(mm, start, end);
         match act {
             Act::Unmap => {
                 let (start, end) = self.range(mm)?;
-                free(self, start, end).then_some(Change::Unmap { start, end })
+                own(self, start, end).then_some(Change::Unmap { start, end })
             }
             Act::Map => {
                 let over = self.rng.percent(20);
@@ -183,7 +202,7 @@ impl Kernel {
                 } else {
                     self.hole(mm)?
                 };
-                if !free(self, start, end) {
+                if !free(self, start, end) || (over && self.is_named(mm, start, end)) {
                     return None;
                 }
                 let vma = self.fresh_vma(start, end);
@@ -196,7 +215,7 @@ impl Kernel {
                     1 => Prot::Read,
                     _ => Prot::Write,
                 };
-                Some(Change::Protect { start, end, prot })
+                (!self.is_named(mm, start, end)).then_some(Change::Protect { start, end, prot })
             }
             Act::Unlock => {
                 let (start, end) = self.range(mm)?;
@@ -212,7 +231,8 @@ impl Kernel {
                     _ => len,
                 };
                 let arena = self.mms[mm].arena;
-                let to = match self.rng.below(8) {
+                let place = self.rng.below(8);
+                let to = match place {
                     0 => from,
                     1 => self.anywhere(mm),
                     _ => {
@@ -226,7 +246,16 @@ impl Kernel {
                 let apart = to == from || to + new_len <= from || to >= from + len;
                 let inside = to + new_len <= arena.1.max(from + len);
                 let widest = len.max(new_len);
-                (apart && inside && free(self, from, from + widest) && free(self, to, to + new_len))
+                let there = if place == 1 {
+                    own(self, to, to + new_len)
+                } else {
+                    free(self, to, to + new_len)
+                };
+                (apart
+                    && inside
+                    && own(self, from, from + len)
+                    && free(self, from, from + widest)
+                    && there)
                     .then_some(Change::Move {
                         from,
                         len,

@@ -97,6 +97,24 @@ pub(crate) enum Change {
     },
 }
 
+impl Change {
+    /// The ranges that the change is about.
+    pub(crate) fn named(&self) -> [(u64, u64); 2] {
+        match *self {
+            Self::Unmap { start, end }
+            | Self::Protect { start, end, .. }
+            | Self::Unlock { start, end } => [(start, end), (0, 0)],
+            Self::Map(ref vma) => [(vma.start, vma.end), (0, 0)],
+            Self::Move {
+                from,
+                len,
+                to,
+                new_len,
+            } => [(from, from + len), (to, to + new_len)],
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Task {
     Idle,
@@ -119,6 +137,8 @@ pub(crate) enum Task {
         messages: VecDeque<(UffdId, Event)>,
         told: bool,
         child: Option<MmId>,
+        /// What the call named: no correct program changes it before the call returns.
+        named: [(u64, u64); 2],
     },
     Lock {
         cursor: u64,
@@ -179,7 +199,8 @@ impl Kernel {
                 messages,
                 told,
                 child,
-            } => self.tell(t, messages, told, child),
+                named,
+            } => self.tell(t, messages, told, child, named),
             Task::Lock { cursor, end } => self.lock(t, cursor, end),
             Task::Verify { cursor } => self.verify(t, cursor),
         };
@@ -406,6 +427,7 @@ impl Kernel {
         let mm = self.threads[t].mm;
         trace!(self, "thread {t} of mm{mm} does {change:x?}");
         let mut told: Vec<(UffdId, Event)> = Vec::new();
+        let named = change.named();
         match change {
             Change::Unmap { start, end } => {
                 if let Some(u) = self.unmap_range(mm, start, end) {
@@ -431,7 +453,7 @@ impl Kernel {
                 new_len,
             } => self.remap(mm, from, len, to, new_len, &mut told),
         }
-        self.announced(told, None)
+        self.announced(told, None, named)
     }
 
     fn remap(
@@ -498,7 +520,12 @@ impl Kernel {
     }
 
     /// The act has happened; now its messages.
-    fn announced(&mut self, told: Vec<(UffdId, Event)>, child: Option<MmId>) -> Task {
+    fn announced(
+        &mut self,
+        told: Vec<(UffdId, Event)>,
+        child: Option<MmId>,
+        named: [(u64, u64); 2],
+    ) -> Task {
         for &(u, _) in &told {
             self.announce(u);
         }
@@ -506,6 +533,7 @@ impl Kernel {
             messages: told.into(),
             told: false,
             child,
+            named,
         }
     }
 
@@ -515,6 +543,7 @@ impl Kernel {
         mut messages: VecDeque<(UffdId, Event)>,
         told: bool,
         child: Option<MmId>,
+        named: [(u64, u64); 2],
     ) -> Task {
         if told {
             if let Some((u, _)) = messages.pop_front() {
@@ -527,6 +556,7 @@ impl Kernel {
                 messages,
                 told: true,
                 child,
+                named,
             };
         }
         if let Some(mm) = child {
@@ -577,6 +607,6 @@ impl Kernel {
             let fd = u32::try_from(fresh).expect("few descriptors");
             told.push((u, Event::Fork { fd }));
         }
-        self.announced(told, Some(child))
+        self.announced(told, Some(child), [(0, 0); 2])
     }
 }
