@@ -106,6 +106,8 @@ enum Step {
 #[derive(Clone, Copy, Debug, Default)]
 struct Repair {
     looked: bool,
+    /// The ring had no room: nothing more before all requests have ended.
+    full: bool,
     /// To be populated.
     left: SubpageMask,
     /// A request over several failed: one by one.
@@ -650,6 +652,7 @@ impl<S: PageStore> Core<'_, S> {
     fn waited(&mut self, id: SpaceId, b: &mut Batch) {
         if b.phase == Phase::RepairWait {
             b.phase = Phase::Repair;
+            b.repair.full = false;
             return;
         }
         let recovered = b.phase == Phase::Recover;
@@ -793,7 +796,8 @@ impl<S: PageStore> Core<'_, S> {
                     at: p.page.subpage(i),
                 });
             }
-            if let Some((first, count)) = b.repair.left.runs().next() {
+            let next = b.repair.left.runs().next();
+            if let (false, Some((first, count))) = (b.repair.full, next) {
                 let alone = b.repair.single.has(first);
                 let count = if alone { 1 } else { count };
                 b.repair.left = b.repair.left.minus(run_mask(first, count));
@@ -1158,7 +1162,7 @@ impl<S: PageStore> Core<'_, S> {
                 // No room: when some have ended.
                 _ if b.outstanding > 0 => {
                     b.repair.left = b.repair.left.or(run_mask(first, count));
-                    b.phase = Phase::RepairWait;
+                    b.repair.full = true;
                 }
                 _ => b.repair.redirty = run_mask(first, count),
             },
