@@ -102,17 +102,15 @@ impl Family {
             let known = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
             (!known.is_empty()).then(|| procs::is_marked(pid, &mark))
         };
-        match procs::bounded(ENVIRON_WAIT, look).flatten() {
-            Some(marked) => {
-                // It cannot get the mark later, except by exec from a member, which is a member then.
-                if !marked {
-                    self.strangers.insert(process);
-                }
-                marked
-            }
-            // Between two images, gone, or blocked: nothing to say yet.
-            None => false,
+        // One that does not let itself be read in time would stop every later look as well: it is left
+        // to its parentage.
+        let looked = procs::bounded(ENVIRON_WAIT, look).unwrap_or(Some(false));
+        if looked == Some(false) {
+            // It cannot get the mark later, except by exec from a member, which is a member then.
+            self.strangers.insert(process);
         }
+        // None: between two images, or gone. Nothing to say yet.
+        looked == Some(true)
     }
 
     /// The members that execute this program file.
