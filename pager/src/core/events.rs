@@ -5,8 +5,8 @@ use holo_proto::{Addr, AddrRange, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageM
 use super::event::Event;
 use super::fault::Fault;
 use super::map::SlotState;
-use super::space::{Life, Space};
-use super::{Core, CrashPoint, Entry, FAULTS, JOURNAL_SLOTS, Op, StopReason};
+use super::space::{Life, Space, Unsettled, shadow};
+use super::{Core, CrashPoint, Entry, FAULTS, JOURNAL_SLOTS, Op, StopReason, USER_END};
 use crate::store::api::PageStore;
 
 impl<S: PageStore> Core<'_, S> {
@@ -102,14 +102,29 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
+    /// A range was unmapped, as far as the message is about what is there now.
     fn unmapped(&mut self, id: SpaceId, range: AddrRange) {
-        self.forget_range(id, range);
-        if let Some(s) = self.space(id) {
-            s.regions.remove(range);
-            s.never.remove(range);
-            s.restore.disturb(range);
-            if let Some(b) = s.batch.as_mut() {
-                b.lose(range);
+        let Some(s) = self.space(id) else { return };
+        if let Some(i) = s.unsettled.left.iter().position(|&r| r == range) {
+            // The second message of a move, about its old place: somebody may have come there since.
+            s.unsettled.left.swap_remove(i);
+            let left = s.unsettled.left.clone();
+            self.notes.set_left(id, &left);
+            return;
+        }
+        let there = s.unsettled.displaced.without(range);
+        for part in s.unsettled.take_displaced(range) {
+            self.forget_range(id, shadow(part));
+        }
+        for part in there {
+            self.forget_range(id, part);
+            if let Some(s) = self.space(id) {
+                s.regions.remove(part);
+                s.never.remove(part);
+                s.restore.disturb(part);
+                if let Some(b) = s.batch.as_mut() {
+                    b.lose(part);
+                }
             }
         }
     }
@@ -125,34 +140,83 @@ impl<S: PageStore> Core<'_, S> {
             start: to,
             end: to.offset(len),
         };
-        let end = SubpageIndex(old.end.0.div_ceil(SUBPAGE_BYTES));
-        let mut at = from.subpage();
+        let Some(s) = self.space(id) else { return };
+        let was_ours = s.regions.overlapping(old).is_some()
+            || s.unsettled.displaced.overlapping(old).is_some();
+        if !s.known {
+            s.moves.push((old, to));
+        }
+        // What the message is about may have made room here already, for what has come since.
+        let rest = s.unsettled.displaced.without(old);
+        let aside = s.unsettled.take_displaced(old);
+        // Whoever we believe in the new place has left it: its own message is on the way.
+        let leaving: Vec<_> = s
+            .regions
+            .iter()
+            .map(|r| r.intersect(new))
+            .filter(|r| !r.is_empty())
+            .collect();
+        for part in leaving {
+            self.move_entries(id, part, shadow(part).start);
+            if let Some(s) = self.space(id) {
+                s.unsettled.displaced.add(part);
+            }
+        }
+        for part in aside {
+            self.move_entries(id, shadow(part), to.offset(part.start.0 - from.0));
+        }
+        for &part in &rest {
+            self.move_entries(id, part, to.offset(part.start.0 - from.0));
+        }
+        let Some(s) = self.space(id) else { return };
+        for part in rest {
+            s.regions.remove(part);
+            s.never.remove(part);
+        }
+        s.regions.remove(new);
+        if was_ours {
+            s.regions.add(new);
+        }
+        if !s.unsettled.left.contains(&old) {
+            s.unsettled.left.push(old);
+        }
+        s.restore.disturb(old);
+        s.restore.disturb(new);
+        if let Some(b) = s.batch.as_mut() {
+            b.lose(old);
+            b.lose(new);
+        }
+        s.sweep_after = super::Nanos(0);
+        let left = s.unsettled.left.clone();
+        self.notes.set_left(id, &left);
+    }
+
+    fn move_entries(&mut self, id: SpaceId, from: AddrRange, to: Addr) {
+        let end = SubpageIndex(from.end.0.div_ceil(SUBPAGE_BYTES));
+        let mut at = from.start.subpage();
         while let Some((found, entry)) = self.map.next_in(id, at, end) {
             at = SubpageIndex(found.0 + 1);
-            let target = SubpageIndex(found.0 - from.subpage().0 + to.subpage().0);
+            let target = SubpageIndex(found.0 - from.start.subpage().0 + to.subpage().0);
             self.set_entry(id, target, entry);
             // The reference moves along: what the old place held is not given back.
             if self.map.replace(id, found, Entry::Nothing).is_err() {
                 self.stop(id, StopReason::TooLarge);
             }
         }
-        if let Some(s) = self.space(id) {
-            if !s.known {
-                s.moves.push((old, to));
-            }
-            let was_ours = s.regions.overlapping(old).is_some();
-            s.regions.remove(old);
-            s.never.remove(old);
-            if was_ours {
-                s.regions.add(new);
-            }
-            s.restore.disturb(old);
-            s.restore.disturb(new);
-            if let Some(b) = s.batch.as_mut() {
-                b.lose(old);
-                b.lose(new);
-            }
-            s.sweep_after = super::Nanos(0);
+    }
+
+    /// An operation that fails while any change of mappings is under way has not failed: every message is
+    /// applied, whatever their order.
+    pub(super) fn settled(&mut self, id: SpaceId) {
+        let Some(s) = self.space(id) else { return };
+        if s.unsettled.is_empty() {
+            return;
+        }
+        let never_heard_of: Vec<_> = s.unsettled.displaced.iter().collect();
+        s.unsettled = Unsettled::default();
+        self.notes.set_left(id, &[]);
+        for part in never_heard_of {
+            self.forget_range(id, shadow(part));
         }
     }
 
@@ -176,7 +240,7 @@ impl<S: PageStore> Core<'_, S> {
             return self.stop(parent, StopReason::TooLarge);
         };
         self.crash(CrashPoint::ForkBegun);
-        let end = SubpageIndex(1 << 36);
+        let end = USER_END.subpage();
         let mut at = SubpageIndex(0);
         while let Some((found, entry)) = self.map.next_in(parent, at, end) {
             at = SubpageIndex(found.0 + 1);

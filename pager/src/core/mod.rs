@@ -79,6 +79,8 @@ pub use words::Words;
 
 /// Most faults that wait at once; more are woken to come again.
 const FAULTS: usize = 16384;
+/// Where the addresses of processes end (the map has as many again, see `space::shadow`).
+const USER_END: holo_proto::Addr = holo_proto::Addr(1 << 47);
 /// All addresses that a process of x86-64 can map and the kernel takes for a wake (from the usual
 /// `vm.mmap_min_addr` on).
 const EVERYWHERE: AddrRange = AddrRange::new(65536, (1 << 47) - SUBPAGE_BYTES);
@@ -207,6 +209,16 @@ impl<'m, S: PageStore> Core<'m, S> {
                         space.quiesce_count = space.quiesce_count.max(n);
                     }
                 });
+            space.unsettled.left = core.notes.left(id);
+            let all = AddrRange {
+                start: USER_END,
+                end: holo_proto::Addr(u64::MAX),
+            };
+            core.map.for_each_in(id, all, |at, _| {
+                let start = holo_proto::Addr(at.start().0 & !USER_END.0);
+                let end = start.offset(SUBPAGE_BYTES);
+                space.unsettled.displaced.add(AddrRange { start, end });
+            });
             if core.notes.pages(id) > 0 {
                 space.batch = Some(batch::Batch::recovered(&core.notes, id));
                 space.ring = Ring::Ready;
@@ -390,6 +402,7 @@ impl<'m, S: PageStore> Core<'m, S> {
     }
 
     fn progressed(&mut self, id: SpaceId) {
+        self.settled(id);
         if let Some(s) = self.space(id) {
             s.backoff_ns = 0;
         }
@@ -508,6 +521,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             }
         }
         self.notes.clear(id);
+        self.notes.set_left(id, &[]);
         let (store, frames) = (&mut self.store, &mut self.frames);
         self.map.end_space(id, |e| match e {
             Entry::Stored(l) => store.release(l),

@@ -8,9 +8,10 @@
 //!
 //! Layout by space, 64 words: word 0: pages noted, and bit 32 when all
 //! requests have ended; then for page `i` word 1+3i: page index, 2+3i: mask |
-//! queued << 16, 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32.
+//! queued << 16, 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32;
+//! the last 15: old places of moves whose second message has not come, first subpage << 28 | subpages.
 
-use holo_proto::{PAGE_SUBPAGES, PageIndex, SpaceId, SubpageMask};
+use holo_proto::{AddrRange, PAGE_SUBPAGES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageMask};
 
 use super::map::SPACES;
 use super::words::{Words, get, set};
@@ -18,6 +19,8 @@ use super::words::{Words, get, set};
 /// Most pages in a batch.
 pub const BATCH_PAGES: usize = 16;
 const WORDS: usize = 64;
+/// Last words: old places of moves.
+const LEFT: usize = 15;
 /// In word 0: all requests have ended.
 const SETTLED: u64 = 1 << 32;
 /// Words of the notes of all spaces.
@@ -73,6 +76,29 @@ impl<'m> Notes<'m> {
     /// No request of the batch is on the ring any more, but for repairs.
     pub(crate) fn is_settled(&self, space: SpaceId) -> bool {
         get(self.words, Self::at(space, 0)) & SETTLED != 0
+    }
+
+    /// Writes down the old places of moves of which one more message will come. More than there is room
+    /// for are not remembered by a successor.
+    pub(crate) fn set_left(&self, space: SpaceId, left: &[AddrRange]) {
+        for i in 0..LEFT {
+            let word = left.get(i).map_or(0, |r| {
+                (r.start.0 / SUBPAGE_BYTES) << 28 | (r.len() / SUBPAGE_BYTES).min((1 << 28) - 1)
+            });
+            set(self.words, Self::at(space, WORDS - LEFT + i), word);
+        }
+    }
+
+    /// What [`Notes::set_left`] wrote.
+    pub(crate) fn left(&self, space: SpaceId) -> Vec<AddrRange> {
+        (0..LEFT)
+            .map(|i| get(self.words, Self::at(space, WORDS - LEFT + i)))
+            .filter(|&w| w != 0)
+            .map(|w| {
+                let start = (w >> 28) * SUBPAGE_BYTES;
+                AddrRange::new(start, start + (w & ((1 << 28) - 1)) * SUBPAGE_BYTES)
+            })
+            .collect()
     }
 
     pub(crate) fn clear(&self, space: SpaceId) {

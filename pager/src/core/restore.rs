@@ -147,7 +147,7 @@ impl<S: PageStore> Core<'_, S> {
             }
             s.life = Life::Detaching;
             s.adopt.clear();
-            s.restore.push(AddrRange::new(0, 1 << 48));
+            s.restore.push(AddrRange::new(0, super::USER_END.0));
         }
     }
 
@@ -369,7 +369,12 @@ impl<S: PageStore> Core<'_, S> {
             // Made again when all messages are applied.
             return self.events_pending(id);
         }
-        s.backoff_ns = 0;
+        if matches!(step, Step::Prove(_))
+            || matches!(s.restore.direct, Some(d) if matches!(d.stage, Stage::Open | Stage::Prove))
+        {
+            self.progressed(id);
+        }
+        let Some(s) = self.space(id) else { return };
         match step {
             Step::None => {}
             Step::Ask(flight) => match outcome {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageIndex};
 
+use super::USER_END;
 use super::batch::Batch;
 use super::op::Nanos;
 use super::policy::{PageSet, Policy};
@@ -36,6 +37,47 @@ pub(crate) enum Ring {
     Refused,
 }
 
+/// Where the map keeps what was at `range` while something else has come there already: in the upper
+/// half of its addresses, which no process has.
+pub(crate) fn shadow(range: AddrRange) -> AddrRange {
+    AddrRange {
+        start: Addr(range.start.0 | USER_END.0),
+        end: Addr(range.end.0 | USER_END.0),
+    }
+}
+
+/// Moves and unmaps that are read in another order than they were made.
+///
+/// The kernel queues a message after its act, when another thread may already have moved something into
+/// the place that has become free; and a move is followed by a message that its old place was unmapped
+/// (seen on 6.18). All of this is over when an operation succeeds that fails while changes are under way.
+#[derive(Debug, Default)]
+pub(crate) struct Unsettled {
+    /// Old places of moves: one more unmap will be heard of each.
+    pub(crate) left: Vec<AddrRange>,
+    /// Places whose last occupant has left, though its message has not come yet; its entries are in the
+    /// place's [`shadow`].
+    pub(crate) displaced: Ranges,
+}
+
+impl Unsettled {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.left.is_empty() && self.displaced.is_empty()
+    }
+
+    /// The parts of `range` whose last occupant a message about it means.
+    pub(crate) fn take_displaced(&mut self, range: AddrRange) -> Vec<AddrRange> {
+        let parts: Vec<_> = self
+            .displaced
+            .iter()
+            .map(|r| r.intersect(range))
+            .filter(|r| !r.is_empty())
+            .collect();
+        self.displaced.remove(range);
+        parts
+    }
+}
+
 /// One address space.
 pub(crate) struct Space {
     pub(crate) id: SpaceId,
@@ -44,6 +86,7 @@ pub(crate) struct Space {
     pub(crate) known: bool,
     /// While it is not known: what it moved since the fork, from where and to where.
     pub(crate) moves: Vec<(AddrRange, Addr)>,
+    pub(crate) unsettled: Unsettled,
     pub(crate) regions: Ranges,
     pub(crate) never: Ranges,
     /// Mappings to register, in order.
@@ -83,6 +126,7 @@ impl Space {
             life: Life::Serving,
             known,
             moves: Vec::new(),
+            unsettled: Unsettled::default(),
             regions: Ranges::new(),
             never: Ranges::new(),
             adopt: VecDeque::with_capacity(4096),
@@ -152,7 +196,7 @@ impl Space {
 }
 
 /// Disjoint address ranges in order; neighbours stay apart, as the mappings they stand for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ranges {
     list: Vec<AddrRange>,
 }
@@ -230,6 +274,16 @@ impl Ranges {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = AddrRange> + '_ {
         self.list.iter().copied()
+    }
+
+    /// The parts of `range` that no range here covers.
+    pub(crate) fn without(&self, range: AddrRange) -> Vec<AddrRange> {
+        let mut left = Self::default();
+        left.add(range);
+        for &r in &self.list {
+            left.remove(r);
+        }
+        left.list
     }
 
     pub(crate) fn pop(&mut self) -> Option<AddrRange> {

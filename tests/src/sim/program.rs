@@ -106,6 +106,28 @@ impl Kernel {
             .any(|t| t.alive && t.mm == mm && busy(&t.task))
     }
 
+    /// A place that has just become free is given to the next who asks, whatever messages are on the way.
+    /// Where the pager may die in between, only such places of whose becoming free it has heard: what
+    /// another order of messages means is not all written down (a stated limit).
+    fn kernel_may_choose(&self, mm: MmId, start: u64, end: u64) -> bool {
+        let unheard = |t: &super::thread::Thread| match &t.task {
+            Task::Tell {
+                messages, named, ..
+            } => {
+                let here = named.iter().any(|&(s, e)| s < end && e > start);
+                let last = messages.len() == 1 && matches!(named[1], (s, e) if s < e);
+                here && !last
+            }
+            _ => false,
+        };
+        let dies = self.knobs.deaths > 0;
+        !dies
+            || !self
+                .threads
+                .iter()
+                .any(|t| t.alive && t.mm == mm && unheard(t))
+    }
+
     /// The next thing that thread `t` does.
     pub(crate) fn choose(&mut self, t: ThreadId) -> Task {
         self.acts_left = self.acts_left.saturating_sub(1);
@@ -202,7 +224,12 @@ impl Kernel {
                 } else {
                     self.hole(mm)?
                 };
-                if !free(self, start, end) || (over && self.is_named(mm, start, end)) {
+                let there = if over {
+                    own(self, start, end)
+                } else {
+                    free(self, start, end) && self.kernel_may_choose(mm, start, end)
+                };
+                if !there {
                     return None;
                 }
                 let vma = self.fresh_vma(start, end);
@@ -249,7 +276,7 @@ impl Kernel {
                 let there = if place == 1 {
                     own(self, to, to + new_len)
                 } else {
-                    free(self, to, to + new_len)
+                    free(self, to, to + new_len) && self.kernel_may_choose(mm, to, to + new_len)
                 };
                 (apart
                     && inside

@@ -3,10 +3,11 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use holo_pager::core::CrashPoint;
+use holo_proto::Report;
 
 use super::load::{self, EVERYTHING, SIZE_MIB};
 use super::traces::{Traces, await_traces};
@@ -34,8 +35,8 @@ const ATTACH_US_MAX: u64 = 50_000;
 /// The pager is killed so many microseconds after the detach began, at most.
 const DETACH_US_MAX: u64 = 60_000;
 
-/// How long a held program works before it is let go.
-const HELD: Duration = Duration::from_secs(1);
+/// How long it may take until pages of a held program have left and come back.
+const PAGING: Duration = Duration::from_secs(30);
 
 /// The cases.
 pub fn cases(folder: &Path) -> Vec<Case> {
@@ -46,6 +47,7 @@ pub fn cases(folder: &Path) -> Vec<Case> {
     vec![
         case("attach.killed", killed_in_attach),
         case("detach.killed", killed_in_detach),
+        case("attach.orphaned", orphaned),
     ]
 }
 
@@ -112,15 +114,24 @@ impl<'a> Held<'a> {
         Ok(())
     }
 
-    /// Works on until memory is under holo's hand.
-    fn await_held(&mut self) -> Result<()> {
-        await_traces(
-            &mut self.running,
-            self.target,
-            "attached, but no mapping was taken",
-            |traces| traces.marks > 0,
-        )?;
+    /// Works on until pages have left and come back.
+    fn await_paging(&mut self) -> Result<()> {
+        let until = Instant::now() + PAGING;
+        while self.status()?.faults_remote == 0 {
+            ensure!(Instant::now() < until, "held, but not paged");
+            if !self.running.goes_on()? {
+                return Err(tree::ended(&mut self.running, "a page came back"));
+            }
+        }
         load::goes_on(&mut self.running, "under holo")
+    }
+
+    fn status(&mut self) -> Result<Report> {
+        let pid = self.target.pid.to_string();
+        let tool = Tool::start(&self.binaries.holo, ["status", &pid, "--json"])?;
+        let said = self.end_of(tool, "holo status")?;
+        serde_json::from_str(&said.out)
+            .with_context(|| format!("holo status says {:?} {:?}", said.out, said.err))
     }
 
     fn await_free(&mut self, when: &str) -> Result<()> {
@@ -147,8 +158,7 @@ pub fn crash_in_detach(run: &Run<'_>, folder: &Path, point: CrashPoint) -> Resul
     let attach = held.attach(&token, &report, Some(point))?;
     let tree = Tree::find(&mut held.running, &token)?;
     held.must_succeed(attach, "holo attach")?;
-    held.await_held()?;
-    held.running.goes_on_for(HELD)?;
+    held.await_paging()?;
     let detach = held.detach()?;
     held.must_succeed(detach, "holo detach")?;
     held.await_free("after the detach")?;
@@ -186,7 +196,7 @@ fn killed_in_attach(run: &Run<'_>, folder: &Path) -> Result<()> {
         let said = held.end_of(attach, "holo attach")?;
         if said.code == Some(0) {
             load::goes_on(&mut held.running, "after an attach with a take-over")?;
-            held.await_held()?;
+            held.await_paging()?;
             let detach = held.detach()?;
             held.must_succeed(detach, "holo detach")?;
             held.await_free("after a detach")?;
@@ -217,8 +227,7 @@ fn killed_in_detach(run: &Run<'_>, folder: &Path) -> Result<()> {
         let attach = held.attach(&token, &report, None)?;
         let tree = Tree::find(&mut held.running, &token)?;
         held.must_succeed(attach, "holo attach")?;
-        held.await_held()?;
-        held.running.goes_on_for(HELD)?;
+        held.await_paging()?;
         let pager = tree.next_pager(&mut held.running, None)?;
         let detach = held.detach()?;
         thread::sleep(Duration::from_micros(draw.between(0, DETACH_US_MAX)));
@@ -231,4 +240,25 @@ fn killed_in_detach(run: &Run<'_>, folder: &Path) -> Result<()> {
     }
     print_line(&format!("# detaches={ROUNDS} hit={hit}"));
     held.running.finish().map(drop)
+}
+
+/// Guardian and pager die at once: the program is killed, rather than left waiting or wrong.
+fn orphaned(run: &Run<'_>, folder: &Path) -> Result<()> {
+    let Some(mut held) = Held::start(run, folder)? else {
+        return Ok(());
+    };
+    let token = load::new_token();
+    let report = run.scratch.join("attached.json");
+    let attach = held.attach(&token, &report, None)?;
+    let tree = Tree::find(&mut held.running, &token)?;
+    held.must_succeed(attach, "holo attach")?;
+    held.await_paging()?;
+    let pager = tree.next_pager(&mut held.running, None)?;
+    tree.guardian.signal(libc::SIGKILL);
+    pager.signal(libc::SIGKILL);
+    while held.running.goes_on()? {}
+    let end = format!("{:#}", tree::ended(&mut held.running, "the kill"));
+    ensure!(end.contains("exit code 137"), "not killed: {end}");
+    ensure!(!end.contains("WRONG"), "wrong data was seen: {end}");
+    Ok(())
 }

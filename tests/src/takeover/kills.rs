@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::load::{self, EVERYTHING};
-use super::tree::Tree;
+use super::tree::{self, Tree};
 use crate::torture::harness::Draw;
 use crate::torture::harness::suite::{Case, Run, print_line};
 
@@ -82,6 +82,9 @@ fn killed(run: &Run<'_>, folder: &Path, what: &[&str], moments: Moments) -> Resu
             moments.late_us_max
         };
         thread::sleep(Duration::from_micros(draw.between(0, most)));
+        if !running.goes_on_for(Duration::ZERO)? {
+            return Err(tree::ended(&mut running, "the last kill"));
+        }
         if !pager.alive() {
             return Err(running.hung(&format!("the pager died by itself before kill {kill}")));
         }

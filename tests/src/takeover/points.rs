@@ -40,8 +40,7 @@ pub fn way(point: CrashPoint) -> Way {
         P::ForkBegun | P::ForkCopied => Way::Load(&["fork"]),
         P::Zeroed => Way::Load(&["drop"]),
         P::Restaged => Way::Load(&["direct"]),
-        P::Restored => Way::Load(&["stacks"]),
-        P::Unregistered => Way::Detach,
+        P::Restored | P::Unregistered => Way::Detach,
         P::Installed
         | P::InstalledForgotten
         | P::Protected

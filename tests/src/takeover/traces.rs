@@ -80,13 +80,14 @@ pub fn await_traces(
 ) -> Result<()> {
     let until = Instant::now() + PATIENCE;
     loop {
-        let now = Traces::of(target)?;
+        let now = Traces::of(target);
+        if !running.goes_on()? {
+            return Err(tree::ended(running, what));
+        }
+        let now = now?;
         if wanted(&now) {
             return Ok(());
         }
         ensure!(Instant::now() < until, "{what}: {now:?}");
-        if !running.goes_on()? {
-            return Err(tree::ended(running, what));
-        }
     }
 }

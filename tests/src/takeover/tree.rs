@@ -45,9 +45,13 @@ pub fn until<T>(
 
 /// The error of a command that has ended before `what`, with what it said on standard error.
 pub fn ended(running: &mut Running, what: &str) -> Error {
-    match running.wait_for(what) {
+    let said = match running.wait_for(what) {
         Err(error) => error,
         Ok(()) => anyhow!("the command said {what:?}"),
+    };
+    match running.wait() {
+        Ok(code) => said.context(format!("exit code {code}")),
+        Err(error) => said.context(error),
     }
 }
 
