@@ -138,6 +138,12 @@ impl AddrRange {
         self.end.0 <= self.start.0
     }
 
+    /// The first subpage that lies wholly behind the range.
+    #[must_use]
+    pub const fn end_subpage(self) -> SubpageIndex {
+        SubpageIndex(self.end.0.div_ceil(SUBPAGE_BYTES))
+    }
+
     /// Whether `at` lies in the range.
     #[must_use]
     pub const fn contains(self, at: Addr) -> bool {

@@ -12,10 +12,11 @@
 //!   again, and the kernel keeps it.
 //! - *Repair* undoes a FREE that hit what the process had put in the page's place meanwhile.
 //! - *Put* happens while the page may still be in memory; `MADV_PAGEOUT` only after it is durable.
-//! - *Look* learns what the kernel decided. A page that stayed keeps its stored bytes: if it stayed
-//!   clean, the kernel may still drop it; if not, they are never used.
+//! - *Look* learns what the kernel decided. A page that stayed is made dirty and its stored bytes are
+//!   forgotten ([`restore`](super::restore)): if it stayed clean, since something held it, the kernel could
+//!   drop it at any later time, and a write that marks nothing (io_uring into a registered buffer) with it.
 
-use holo_proto::{AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageMask};
+use holo_proto::{Addr, AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageMask};
 
 use super::note::Notes;
 use super::op::Heads;
@@ -188,7 +189,7 @@ impl Batch {
 
     /// A removal message came. `count` gets each page of the batch with the subpages that our own requests
     /// may explain; of the others the batch forgets those that were dropped. `queued` says of which
-    /// subpages of a page a request is on the ring.
+    /// subpages of a page a request is on the ring. A message of ours is about no more than one request.
     pub(crate) fn note_removal(
         &mut self,
         range: AddrRange,
@@ -197,9 +198,12 @@ impl Batch {
     ) {
         let submitted = self.submitted();
         for (i, p) in self.pages.iter_mut().enumerate() {
-            let covered = SubpageMask::of_page_in(p.page, range).and(p.mask);
-            let ours = if submitted {
-                covered.and(queued(i))
+            let named = SubpageMask::of_page_in(p.page, range);
+            let covered = named.and(p.mask);
+            let within =
+                p.page.range().intersect(range) == range && named.minus(queued(i)).is_empty();
+            let ours = if submitted && within {
+                covered
             } else {
                 SubpageMask::NONE
             };
@@ -228,6 +232,42 @@ impl Batch {
                 p.lost = true;
                 if !p.open {
                     p.repair = true;
+                }
+            }
+        }
+    }
+
+    /// The process moved pages: what a request may have hit in another's place is repaired where it is now.
+    pub(crate) fn chase(&mut self, from: AddrRange, to: Addr) {
+        let repairs_over = matches!(self.phase, Phase::Put | Phase::Pageout | Phase::Look);
+        if repairs_over {
+            return;
+        }
+        let repaired = if matches!(self.phase, Phase::Repair | Phase::RepairWait) {
+            self.at + 1
+        } else {
+            0
+        };
+        let hit: Vec<_> = self
+            .pages
+            .iter()
+            .filter(|p| p.repair)
+            .map(|p| p.page.range().intersect(from))
+            .filter(|r| !r.is_empty())
+            .collect();
+        for r in hit {
+            let start = to.offset(r.start.0 - from.start.0);
+            let end = start.offset(r.len());
+            for page in (AddrRange { start, end }).pages() {
+                let mut rest = self.pages.iter().skip(repaired);
+                let known = rest.any(|p| p.page == page && p.repair);
+                // A tag counts pages in eight bits; that many moves do not fit into one window.
+                if !known && self.pages.len() < 256 {
+                    let mut p = BatchPage::new(page, SubpageMask::NONE, None);
+                    p.lost = true;
+                    p.repair = true;
+                    p.open = true;
+                    self.pages.push(p);
                 }
             }
         }
@@ -290,7 +330,7 @@ fn tag_of(i: usize, first: usize, count: usize) -> u64 {
 }
 
 /// The subpages of a run.
-fn run_mask(first: usize, count: usize) -> SubpageMask {
+pub(super) fn run_mask(first: usize, count: usize) -> SubpageMask {
     (first..(first + count).min(16)).fold(SubpageMask::NONE, SubpageMask::with)
 }
 
@@ -554,7 +594,12 @@ impl<S: PageStore> Core<'_, S> {
     // --- the protected window -------------------------------------------------------------------
 
     fn protect(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
-        while let Some(p) = b.pages.get(b.at) {
+        while let Some(p) = b.pages.get_mut(b.at) {
+            // What an install in progress brings would not be protected.
+            let installing = self.install.as_ref().map(|i| (i.fault.space, i.page));
+            if installing == Some((id, p.page)) {
+                p.mask = SubpageMask::NONE;
+            }
             if p.lost || p.mask.is_empty() {
                 b.at += 1;
                 b.single_steps = false;
@@ -627,6 +672,8 @@ impl<S: PageStore> Core<'_, S> {
                 b.sub = first + count;
                 b.step = Step::Queue { first, count };
                 // Before the request can run: a removal of the rest is the process's own.
+                let total = self.space(id)?.requests.wrapping_add(1);
+                self.notes.set_last(id, total, b.at, (first, count));
                 self.notes
                     .set_queued(id, b.at, run_mask(first, count), true);
                 return Some(Op::Advise {
@@ -984,6 +1031,9 @@ impl<S: PageStore> Core<'_, S> {
                 s.policy.evicted(p.page);
             } else {
                 s.enqueue(p.page, true);
+                for (first, count) in stayed.runs() {
+                    s.restore.push(p.run(first, count));
+                }
             }
         }
         self.crash(CrashPoint::Looked);
@@ -1045,21 +1095,41 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     /// Nothing of a predecessor is outstanding: its batch can be finished, and the ring is ours.
-    pub(super) fn ring_quiet(&mut self, id: SpaceId) {
+    pub(super) fn ring_quiet(&mut self, id: SpaceId, requests: u32) {
         if let Some(s) = self.space(id) {
             s.ring = Ring::Ready;
+            s.requests = requests;
         }
         let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
             return;
         };
         if b.phase == Phase::Recover {
             b.started = self.now;
+            self.unqueued(id, &mut b, requests);
             self.waited(id, &mut b);
         }
         if let Some(s) = self.space(id) {
             s.batch = Some(b);
         }
         self.unhold();
+    }
+
+    /// A predecessor died after it had noted a request and before it had queued it: what was heard of its
+    /// subpages is the process's.
+    fn unqueued(&mut self, id: SpaceId, b: &mut Batch, requests: u32) {
+        let Some((total, i, run)) = self.notes.last(id) else {
+            return;
+        };
+        let (Some(p), true) = (b.pages.get_mut(i), total == requests.wrapping_add(1)) else {
+            return;
+        };
+        p.mask = p.mask.minus(run);
+        let page = p.page;
+        let dropped = run
+            .and(self.notes.queued(id, i))
+            .and(self.notes.counted(id, i, 1));
+        self.notes.set_queued(id, i, run, false);
+        self.process_drops(id, page, dropped);
     }
 
     pub(super) fn batch_step_done(&mut self, id: SpaceId, outcome: Outcome) {

@@ -1,12 +1,15 @@
 //! What each message of the kernel does to the map. Applying one twice is the same as once.
 
-use holo_proto::{Addr, AddrRange, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask};
+use holo_proto::{Addr, AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask};
 
 use super::event::Event;
 use super::fault::Fault;
 use super::map::SlotState;
 use super::space::{Life, Space, Unsettled, shadow};
-use super::{Core, CrashPoint, Entry, FAULTS, JOURNAL_SLOTS, Op, StopReason, USER_END};
+use super::{
+    Core, CrashPoint, EVERYWHERE, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome,
+    StopReason, USER_END,
+};
 use crate::store::api::PageStore;
 
 impl<S: PageStore> Core<'_, S> {
@@ -29,6 +32,7 @@ impl<S: PageStore> Core<'_, S> {
             self.journal.clear(i);
             self.crash(CrashPoint::EventCleared);
         }
+        self.clear_graves(|g| g.dropped);
     }
 
     fn apply(&mut self, id: SpaceId, event: Event, seq: u32) {
@@ -87,18 +91,32 @@ impl<S: PageStore> Core<'_, S> {
             }
             self.stats.dropped_in_batch += u64::from(twice.count());
         }
-        let Some(s) = self.space_ref(id) else { return };
-        // A quiesce that was asked for before may end before this one's act.
-        let quiesce = s.quiesce_count + u64::from(s.quiesce_asked);
+        let fork_follows = (0..JOURNAL_SLOTS)
+            .filter(|&i| self.journal.seq(i).wrapping_sub(seq) < JOURNAL_SLOTS as u32)
+            .filter_map(|i| Event::decode(self.journal.slot(i)?))
+            .any(|e| matches!(e, Event::Fork { .. }));
         for page in range.pages() {
             let mine = counted
                 .iter()
                 .find(|(p, _)| *p == page)
                 .map_or(SubpageMask::NONE, |(_, m)| *m);
             let theirs = SubpageMask::of_page_in(page, range).minus(mine);
-            for i in theirs.iter() {
-                self.set_entry(id, page.subpage(i), Entry::Dropping(quiesce));
+            if fork_follows {
+                for i in theirs.iter() {
+                    self.bury_subpage(id, page.subpage(i), true);
+                }
             }
+            self.process_drops(id, page, theirs);
+        }
+    }
+
+    /// The process drops these subpages, now or soon.
+    pub(super) fn process_drops(&mut self, id: SpaceId, page: PageIndex, which: SubpageMask) {
+        let Some(quiesce) = self.space_ref(id).map(Space::next_quiesce) else {
+            return;
+        };
+        for i in which.iter() {
+            self.set_entry(id, page.subpage(i), Entry::Dropping(quiesce));
         }
     }
 
@@ -113,13 +131,18 @@ impl<S: PageStore> Core<'_, S> {
             return;
         }
         let there = s.unsettled.displaced.without(range);
+        s.suspects.retain(|at| !range.contains(at.start()));
         for part in s.unsettled.take_displaced(range) {
             self.forget_range(id, shadow(part));
         }
         for part in there {
+            self.doubt(id, part);
+            self.bury(id, part);
             self.forget_range(id, part);
             if let Some(s) = self.space(id) {
+                s.unsettled.changed.add(part);
                 s.regions.remove(part);
+                s.hearsay.remove(part);
                 s.never.remove(part);
                 s.restore.disturb(part);
                 if let Some(b) = s.batch.as_mut() {
@@ -146,6 +169,16 @@ impl<S: PageStore> Core<'_, S> {
         if !s.known {
             s.moves.push((old, to));
         }
+        // Only stale entries are left where the child has never been.
+        s.suspects.retain(|at| !old.contains(at.start()));
+        let stale: Vec<_> = s
+            .suspects
+            .extract_if(.., |at| new.contains(at.start()))
+            .collect();
+        for at in stale {
+            self.set_entry(id, at, Entry::Nothing);
+        }
+        let Some(s) = self.space(id) else { return };
         // What the message is about may have made room here already, for what has come since.
         let rest = s.unsettled.displaced.without(old);
         let aside = s.unsettled.take_displaced(old);
@@ -155,6 +188,7 @@ impl<S: PageStore> Core<'_, S> {
             .iter()
             .map(|r| r.intersect(new))
             .filter(|r| !r.is_empty())
+            .flat_map(|r| s.hearsay.without(r))
             .collect();
         for part in leaving {
             self.move_entries(id, part, shadow(part).start);
@@ -165,14 +199,22 @@ impl<S: PageStore> Core<'_, S> {
         for part in aside {
             self.move_entries(id, shadow(part), to.offset(part.start.0 - from.0));
         }
+        self.doubt(id, new);
         for &part in &rest {
+            self.doubt(id, part);
+            self.doubt_move(id, part, to.offset(part.start.0 - from.0));
+            self.bury(id, part);
             self.move_entries(id, part, to.offset(part.start.0 - from.0));
         }
         let Some(s) = self.space(id) else { return };
         for part in rest {
             s.regions.remove(part);
+            s.hearsay.remove(part);
             s.never.remove(part);
         }
+        s.hearsay.remove(new);
+        s.unsettled.changed.add(old);
+        s.unsettled.changed.add(new);
         s.regions.remove(new);
         if was_ours {
             s.regions.add(new);
@@ -183,6 +225,7 @@ impl<S: PageStore> Core<'_, S> {
         s.restore.disturb(old);
         s.restore.disturb(new);
         if let Some(b) = s.batch.as_mut() {
+            b.chase(old, to);
             b.lose(old);
             b.lose(new);
         }
@@ -191,8 +234,103 @@ impl<S: PageStore> Core<'_, S> {
         self.notes.set_left(id, &left);
     }
 
+    /// The children that were forked just now may or may not have what was in `range`.
+    fn doubt(&mut self, parent: SpaceId, range: AddrRange) {
+        let end = range.end_subpage();
+        for child in self.newborn(parent) {
+            let mut at = range.start.subpage();
+            while let Some((found, _)) = self.map.next_in(child, at, end) {
+                at = SubpageIndex(found.0 + 1);
+                if let Some(c) = self.space(child) {
+                    c.suspects.push(found);
+                }
+            }
+            if let Some(c) = self.space(child) {
+                c.regions.remove(range);
+            }
+        }
+    }
+
+    /// The children that were forked just now may have what is in `range` at its new place.
+    fn doubt_move(&mut self, parent: SpaceId, range: AddrRange, to: Addr) {
+        let end = range.end_subpage();
+        for child in self.newborn(parent) {
+            let mut at = range.start.subpage();
+            while let Some((found, entry)) = self.map.next_in(parent, at, end) {
+                at = SubpageIndex(found.0 + 1);
+                let target = SubpageIndex(found.0 - range.start.subpage().0 + to.subpage().0);
+                let free = self.map.entry(child, target) == Entry::Nothing;
+                if free && self.give(parent, child, target, entry) {
+                    if let Some(c) = self.space(child) {
+                        c.suspects.push(target);
+                    }
+                }
+            }
+        }
+    }
+
+    fn newborn(&self, parent: SpaceId) -> Vec<SpaceId> {
+        self.space_ref(parent)
+            .map_or_else(Vec::new, |s| s.unsettled.newborn.clone())
+            .into_iter()
+            .filter(|&c| self.space_ref(c).is_some())
+            .collect()
+    }
+
+    /// Keeps what the map says of a range that is unmapped or moved away. Not where a mapping that has come
+    /// since is registered already: a child's userfaultfd could not tell the two.
+    fn bury(&mut self, id: SpaceId, range: AddrRange) {
+        let Some(s) = self.space(id) else { return };
+        for part in s.unsettled.reborn.without(range) {
+            let end = part.end_subpage();
+            let mut at = part.start.subpage();
+            while let Some((found, _)) = self.map.next_in(id, at, end) {
+                at = SubpageIndex(found.0 + 1);
+                self.bury_subpage(id, found, false);
+            }
+        }
+    }
+
+    fn bury_subpage(&mut self, space: SpaceId, at: SubpageIndex, dropped: bool) {
+        let entry = self.map.entry(space, at);
+        if !self.retain(entry) {
+            return;
+        }
+        if self.graves.len() == GRAVES {
+            if let Some(g) = self.graves.pop_front() {
+                self.release(g.entry);
+            }
+        }
+        self.graves.push_back(Grave {
+            space,
+            at,
+            entry,
+            dropped,
+        });
+    }
+
+    pub(super) fn clear_graves(&mut self, which: impl Fn(&Grave) -> bool) {
+        for _ in 0..self.graves.len() {
+            match self.graves.pop_front() {
+                Some(g) if which(&g) => self.release(g.entry),
+                Some(g) => self.graves.push_back(g),
+                None => {}
+            }
+        }
+    }
+
+    /// One more reference to what an entry holds; false if it holds nothing.
+    fn retain(&mut self, entry: Entry) -> bool {
+        match entry {
+            Entry::Stored(l) => self.store.retain(l),
+            Entry::Staged(f, _) => self.frames.hold(f),
+            Entry::Nothing | Entry::Dropping(_) => return false,
+        }
+        true
+    }
+
     fn move_entries(&mut self, id: SpaceId, from: AddrRange, to: Addr) {
-        let end = SubpageIndex(from.end.0.div_ceil(SUBPAGE_BYTES));
+        let end = from.end_subpage();
         let mut at = from.start.subpage();
         while let Some((found, entry)) = self.map.next_in(id, at, end) {
             at = SubpageIndex(found.0 + 1);
@@ -214,14 +352,20 @@ impl<S: PageStore> Core<'_, S> {
         }
         let never_heard_of: Vec<_> = s.unsettled.displaced.iter().collect();
         s.unsettled = Unsettled::default();
+        self.clear_graves(|g| g.space == id);
         self.notes.set_left(id, &[]);
         for part in never_heard_of {
             self.forget_range(id, shadow(part));
         }
     }
 
-    /// The process forked: the child's map is the parent's at this moment. Pages that the parent is about
-    /// to drop are not dropped in the child; both zero and the old bytes are right there.
+    /// The process forked: the child's map is the parent's at the moment of the fork.
+    ///
+    /// The fork's message may be read after those of what other threads did since. So of what was unmapped
+    /// or moved while changes of mappings are under way, and of what is dropped by messages read together
+    /// with the fork's (the act comes after the reading), the child gets what the map said before. Whether it
+    /// has anything mapped there its own userfaultfd tells ([`Core::step_suspects`]). This is not written
+    /// down: after a take-over at such a moment the child gets the later state.
     fn forked(&mut self, parent: SpaceId, fd: u32, seq: u32) {
         let made = self.map.spaces().find(|&s| {
             self.map.fork_seq(s) == Some(seq) && self.map.owner_word(s) == u64::from(fd)
@@ -244,21 +388,34 @@ impl<S: PageStore> Core<'_, S> {
         let mut at = SubpageIndex(0);
         while let Some((found, entry)) = self.map.next_in(parent, at, end) {
             at = SubpageIndex(found.0 + 1);
-            match entry {
-                Entry::Stored(l) => self.store.retain(l),
-                Entry::Staged(f, _) => self.frames.hold(f),
-                Entry::Nothing | Entry::Dropping(_) => continue,
-            }
-            if self.map.replace(child, found, entry).is_err() {
-                self.release(entry);
-                self.stop(parent, StopReason::TooLarge);
+            if !self.give(parent, child, found, entry) {
                 break;
+            }
+        }
+        let mut suspects = Vec::new();
+        for i in 0..self.graves.len() {
+            let Grave {
+                space, at, entry, ..
+            } = self.graves[i];
+            let free = space == parent && self.map.entry(child, at) == Entry::Nothing;
+            if free && !self.give(parent, child, at, entry) {
+                break;
+            }
+            if free {
+                suspects.push(at);
             }
         }
         self.crash(CrashPoint::ForkCopied);
         let mut space = Box::new(Space::new(child, false, self.tracked_pages));
-        if let Some(p) = self.space_ref(parent) {
+        space.suspects = suspects;
+        if let Some(p) = self.space(parent) {
+            p.unsettled.newborn.push(child);
             space.regions = p.regions.clone();
+            for r in p.unsettled.changed.iter() {
+                space.regions.remove(r);
+            }
+            // Without what the parent keeps from its children (MADV_DONTFORK).
+            space.hearsay = space.regions.clone();
             space.never = p.never.clone();
             if p.life == Life::Detaching {
                 space.life = Life::Detaching;
@@ -278,5 +435,54 @@ impl<S: PageStore> Core<'_, S> {
         {
             self.begin_detach(child);
         }
+    }
+
+    /// While messages of moves and unmaps may be out of order, asks at once whether more are on the way: the
+    /// sooner that is settled, the fewer forks can fall into it. Nothing is mapped at the address; the kernel
+    /// looks at that last.
+    pub(super) fn step_settle(&mut self, id: SpaceId) -> Option<Op> {
+        let range = AddrRange {
+            start: EVERYWHERE.start,
+            end: EVERYWHERE.start.offset(SUBPAGE_BYTES),
+        };
+        let unsettled = !self.space_ref(id)?.unsettled.is_empty();
+        unsettled.then_some(Op::Unprotect { space: id, range })
+    }
+
+    /// Finds out whether a fork's child has a subpage: lifting a protection there succeeds only where a
+    /// mapping is registered, and a new mapping of the child's own is not.
+    pub(super) fn step_suspects(&mut self, id: SpaceId) -> Option<Op> {
+        let at = self.space_ref(id)?.suspects.last()?.start();
+        let end = at.offset(SUBPAGE_BYTES);
+        let range = AddrRange { start: at, end };
+        Some(Op::Unprotect { space: id, range })
+    }
+
+    pub(super) fn suspect_tried(&mut self, id: SpaceId, outcome: Outcome) {
+        if outcome == Outcome::EventsPending {
+            return self.events_pending(id);
+        }
+        let Some(at) = self.space(id).and_then(|s| s.suspects.pop()) else {
+            return;
+        };
+        match outcome {
+            Outcome::Gone => self.gone(id),
+            Outcome::Done => {}
+            _ => self.set_entry(id, at, Entry::Nothing),
+        }
+        self.unhold();
+    }
+
+    /// The child's map says `entry` of `at`, too; false if there is no room.
+    fn give(&mut self, parent: SpaceId, child: SpaceId, at: SubpageIndex, entry: Entry) -> bool {
+        if !self.retain(entry) {
+            return true;
+        }
+        let given = self.map.replace(child, at, entry).is_ok();
+        if !given {
+            self.release(entry);
+            self.stop(parent, StopReason::TooLarge);
+        }
+        given
     }
 }

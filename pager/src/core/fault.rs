@@ -26,7 +26,7 @@ pub(crate) struct Fault {
 #[derive(Debug)]
 pub(crate) struct Install {
     pub(crate) fault: Fault,
-    page: PageIndex,
+    pub(super) page: PageIndex,
     pub(crate) frame: Option<FrameId>,
     wanted: Locations,
     fetching: Option<Ticket>,
@@ -51,7 +51,11 @@ impl<S: PageStore> Core<'_, S> {
         if s.life == Life::Over {
             return None;
         }
-        if s.blocked(now) || in_install || s.batch_holds(page, fault.write) {
+        if s.blocked(now)
+            || !s.suspects.is_empty()
+            || in_install
+            || s.batch_holds(page, fault.write)
+        {
             self.hold(fault);
             return None;
         }

@@ -79,6 +79,8 @@ pub use words::Words;
 
 /// Most faults that wait at once; more are woken to come again.
 const FAULTS: usize = 16384;
+/// Most graves; the oldest go first.
+const GRAVES: usize = 32768;
 /// Where the addresses of processes end (the map has as many again, see `space::shadow`).
 const USER_END: holo_proto::Addr = holo_proto::Addr(1 << 47);
 /// All addresses that a process of x86-64 can map and the kernel takes for a wake (from the usual
@@ -111,6 +113,17 @@ pub struct Config {
     pub crash: fn(CrashPoint),
 }
 
+/// What the map said of a subpage that was unmapped, moved or dropped, for a child of a fork that came
+/// before that, though its message comes after it (see [`Core::forked`]).
+#[derive(Clone, Copy, Debug)]
+struct Grave {
+    space: SpaceId,
+    at: SubpageIndex,
+    entry: Entry,
+    /// Only for forks whose message was read together with the removal's.
+    dropped: bool,
+}
+
 /// What the operation in progress is for.
 #[derive(Clone, Copy, Debug)]
 enum Doing {
@@ -123,6 +136,8 @@ enum Doing {
     Batch(SpaceId),
     Restore(SpaceId),
     Adopt(SpaceId, AddrRange),
+    Suspect(SpaceId),
+    Settle(SpaceId),
     Orphan,
 }
 
@@ -143,7 +158,10 @@ pub struct Core<'m, S> {
     orphans: VecDeque<FrameId>,
     orphan_ticket: Option<Ticket>,
     pageout: Vec<AddrRange>,
+    graves: VecDeque<Grave>,
     doing: Doing,
+    /// The operation in progress puts a request into this space's ring.
+    asking: Option<SpaceId>,
     tickets: u64,
     budget_bytes: u64,
     tracked_pages: usize,
@@ -253,7 +271,9 @@ impl<'m, S: PageStore> Core<'m, S> {
             orphans: VecDeque::with_capacity(usize::from(config.frames)),
             orphan_ticket: None,
             pageout: Vec::with_capacity(BATCH_PAGES * 8),
+            graves: VecDeque::with_capacity(GRAVES),
             doing: Doing::Nothing,
+            asking: None,
             tickets: 0,
             budget_bytes: config.budget_bytes,
             tracked_pages: config.tracked_pages,
@@ -418,10 +438,11 @@ impl<'m, S: PageStore> Core<'m, S> {
                 }
             }
             Input::RingDone { space, tag, result } => self.ring_done(space, tag, result),
-            Input::RingQuiet(id) => self.ring_quiet(id),
+            Input::RingQuiet { space, requests } => self.ring_quiet(space, requests),
             Input::RingReady(id) => {
                 if let Some(s) = self.space(id) {
                     s.ring = Ring::Ready;
+                    s.requests = 0;
                 }
                 self.unhold();
             }
@@ -446,6 +467,7 @@ impl<'m, S: PageStore> Core<'m, S> {
                 if let Some(s) = self.space(space) {
                     if s.regions.around(range.start) != Some(range) {
                         s.regions.add(range);
+                        s.hearsay.add(range);
                         self.errands.push_back(Op::Wake { space, range });
                     }
                 }
@@ -494,7 +516,7 @@ impl<'m, S: PageStore> Core<'m, S> {
 
     /// Forgets what the map says of a range.
     fn forget_range(&mut self, space: SpaceId, range: AddrRange) {
-        let end = SubpageIndex(range.end.0.div_ceil(SUBPAGE_BYTES));
+        let end = range.end_subpage();
         let mut at = range.start.subpage();
         while let Some((found, _)) = self.map.next_in(space, at, end) {
             self.set_entry(space, found, Entry::Nothing);
@@ -522,6 +544,7 @@ impl<'m, S: PageStore> Core<'m, S> {
         }
         self.notes.clear(id);
         self.notes.set_left(id, &[]);
+        self.clear_graves(|g| g.space == id);
         let (store, frames) = (&mut self.store, &mut self.frames);
         self.map.end_space(id, |e| match e {
             Entry::Stored(l) => store.release(l),
@@ -605,6 +628,10 @@ impl<'m, S: PageStore> Core<'m, S> {
 
     fn begin(&mut self, doing: Doing, op: Op) -> Next {
         self.doing = doing;
+        self.asking = match op {
+            Op::Advise { space, .. } => Some(space),
+            _ => None,
+        };
         Next::Op(op)
     }
 
@@ -641,8 +668,13 @@ impl<'m, S: PageStore> Core<'m, S> {
                 self.wake_all(id);
             }
             let step = self
-                .step_adopt(id)
-                .map(|(r, op)| (Doing::Adopt(id, r), op))
+                .step_suspects(id)
+                .map(|op| (Doing::Suspect(id), op))
+                .or_else(|| self.step_settle(id).map(|op| (Doing::Settle(id), op)))
+                .or_else(|| {
+                    let (r, op) = self.step_adopt(id)?;
+                    Some((Doing::Adopt(id, r), op))
+                })
                 .or_else(|| self.step_batch(id).map(|op| (Doing::Batch(id), op)))
                 .or_else(|| self.step_restore(id).map(|op| (Doing::Restore(id), op)));
             if step.is_some() {
@@ -686,7 +718,11 @@ impl<'m, S: PageStore> Core<'m, S> {
                     at = known.map_or(range.end, |r| r.end);
                 }
                 if let Some(s) = self.space(id) {
+                    for known in s.regions.iter().filter(|r| r.overlaps(range)) {
+                        s.unsettled.reborn.add(known.intersect(range));
+                    }
                     s.regions.add(range);
+                    s.hearsay.remove(range);
                     s.sweep_after = Nanos(0);
                 }
             }
@@ -717,6 +753,11 @@ impl<'m, S: PageStore> Core<'m, S> {
     pub fn complete(&mut self, now: Nanos, outcome: Outcome) {
         self.now = now;
         let doing = std::mem::replace(&mut self.doing, Doing::Nothing);
+        if let (Some(id), Outcome::Done) = (self.asking.take(), outcome) {
+            if let Some(s) = self.space(id) {
+                s.requests = s.requests.wrapping_add(1);
+            }
+        }
         match doing {
             Doing::Nothing => panic!("no operation is in progress"),
             Doing::Errand(space) => {
@@ -730,6 +771,12 @@ impl<'m, S: PageStore> Core<'m, S> {
             Doing::Install => self.install_step_done(outcome),
             Doing::Batch(id) => self.batch_step_done(id, outcome),
             Doing::Restore(id) => self.restore_step_done(id, outcome),
+            Doing::Settle(id) => match outcome {
+                Outcome::Gone => self.gone(id),
+                Outcome::EventsPending => self.events_pending(id),
+                _ => self.progressed(id),
+            },
+            Doing::Suspect(id) => self.suspect_tried(id, outcome),
             Doing::Adopt(id, range) => self.adopted(id, range, outcome),
             Doing::Orphan => {}
         }

@@ -9,7 +9,12 @@
 //! Layout by space, 64 words: word 0: pages noted, and bit 32 when all
 //! requests have ended; then for page `i` word 1+3i: page index, 2+3i: mask |
 //! queued << 16, 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32;
-//! the last 15: old places of moves whose second message has not come, first subpage << 28 | subpages.
+//! word 49: the request that was being queued last: requests that the ring will have had with it | page
+//! << 32 | first subpage << 40 | subpages << 48; the last 14: old places of moves whose second message has
+//! not come, first subpage << 28 | subpages.
+//!
+//! A request is noted before it is queued. Whether its queueing was reached, the ring itself tells a
+//! successor: it counts what was ever put in.
 
 use holo_proto::{AddrRange, PAGE_SUBPAGES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageMask};
 
@@ -19,8 +24,10 @@ use super::words::{Words, get, set};
 /// Most pages in a batch.
 pub const BATCH_PAGES: usize = 16;
 const WORDS: usize = 64;
+/// The request that was being queued last.
+const LAST: usize = 1 + 3 * BATCH_PAGES;
 /// Last words: old places of moves.
-const LEFT: usize = 15;
+const LEFT: usize = WORDS - LAST - 1;
 /// In word 0: all requests have ended.
 const SETTLED: u64 = 1 << 32;
 /// Words of the notes of all spaces.
@@ -53,6 +60,7 @@ impl<'m> Notes<'m> {
             set(self.words, Self::at(space, 2 + 3 * i), u64::from(mask.0));
             set(self.words, Self::at(space, 3 + 3 * i), 0);
         }
+        set(self.words, Self::at(space, LAST), 0);
         set(self.words, Self::at(space, 0), count as u64);
     }
 
@@ -124,6 +132,35 @@ impl<'m> Notes<'m> {
         let bits = u64::from(run.0) << 16;
         let word = get(self.words, at);
         set(self.words, at, if on { word | bits } else { word & !bits });
+    }
+
+    /// Writes down the request for `count` subpages of page `i` that is to be queued next; the ring will have
+    /// had `total` requests then.
+    pub(crate) fn set_last(
+        &self,
+        space: SpaceId,
+        total: u32,
+        i: usize,
+        (first, count): (usize, usize),
+    ) {
+        let word =
+            u64::from(total) | (i as u64) << 32 | (first as u64) << 40 | (count as u64) << 48;
+        set(self.words, Self::at(space, LAST), word);
+    }
+
+    /// What [`Notes::set_last`] wrote: the ring's requests with it, page of the batch, subpages.
+    pub(crate) fn last(&self, space: SpaceId) -> Option<(u32, usize, SubpageMask)> {
+        let word = get(self.words, Self::at(space, LAST));
+        let field = |shift: u32| (word >> shift & 0xff) as usize;
+        let (i, first, count) = (field(32), field(40), field(48));
+        let known = count > 0 && i < self.pages(space);
+        known.then(|| {
+            (
+                (word & u64::from(u32::MAX)) as u32,
+                i,
+                super::batch::run_mask(first, count),
+            )
+        })
     }
 
     /// Subpages of page `i` that are on the ring.

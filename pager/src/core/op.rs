@@ -340,7 +340,12 @@ pub enum Input {
         result: i32,
     },
     /// Nothing is outstanding on a ring (said once after a take-over).
-    RingQuiet(SpaceId),
+    RingQuiet {
+        /// Whose ring.
+        space: SpaceId,
+        /// Requests that were ever put into it, modulo 2^32.
+        requests: u32,
+    },
     /// The space has a ring.
     RingReady(SpaceId),
     /// The space can have no ring: it is not evicted from.

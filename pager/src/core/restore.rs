@@ -218,7 +218,7 @@ impl<S: PageStore> Core<'_, S> {
     /// The next subpages, of one page, that have bytes in the map and no request yet.
     fn next_to_restore(&self, id: SpaceId, range: AddrRange) -> Option<AddrRange> {
         let restore = &self.space_ref(id)?.restore;
-        let end = SubpageIndex(range.end.0.div_ceil(SUBPAGE_BYTES));
+        let end = range.end_subpage();
         let mut at = restore.cursor.unwrap_or(range.start.subpage());
         loop {
             let (found, entry) = self.map.next_in(id, at, end)?;

@@ -58,11 +58,21 @@ pub(crate) struct Unsettled {
     /// Places whose last occupant has left, though its message has not come yet; its entries are in the
     /// place's [`shadow`].
     pub(crate) displaced: Ranges,
+    /// What was unmapped, moved away from, or moved to.
+    pub(crate) changed: Ranges,
+    /// Registered anew where the message that the last occupant has gone was not read yet.
+    pub(crate) reborn: Ranges,
+    /// Children of forks whose messages were read meanwhile: what is heard now may have been before the fork.
+    pub(crate) newborn: Vec<SpaceId>,
 }
 
 impl Unsettled {
     pub(crate) fn is_empty(&self) -> bool {
-        self.left.is_empty() && self.displaced.is_empty()
+        self.left.is_empty()
+            && self.displaced.is_empty()
+            && self.changed.is_empty()
+            && self.reborn.is_empty()
+            && self.newborn.is_empty()
     }
 
     /// The parts of `range` whose last occupant a message about it means.
@@ -87,7 +97,11 @@ pub(crate) struct Space {
     /// While it is not known: what it moved since the fork, from where and to where.
     pub(crate) moves: Vec<(AddrRange, Addr)>,
     pub(crate) unsettled: Unsettled,
+    /// Of a fork's child: subpages of which it is to be found out whether the child has them at all.
+    pub(crate) suspects: Vec<SubpageIndex>,
     pub(crate) regions: Ranges,
+    /// Of the regions, those that we were told of, perhaps after the message that they are gone.
+    pub(crate) hearsay: Ranges,
     pub(crate) never: Ranges,
     /// Mappings to register, in order.
     pub(crate) adopt: VecDeque<AddrRange>,
@@ -98,6 +112,8 @@ pub(crate) struct Space {
     pub(crate) said_pending: bool,
     pub(crate) backoff_ns: u64,
     pub(crate) ring: Ring,
+    /// Requests that were ever put into the ring.
+    pub(crate) requests: u32,
     pub(crate) batch: Option<Batch>,
     pub(crate) restore: Restore,
     pub(crate) policy: Policy,
@@ -127,7 +143,9 @@ impl Space {
             known,
             moves: Vec::new(),
             unsettled: Unsettled::default(),
+            suspects: Vec::new(),
             regions: Ranges::new(),
+            hearsay: Ranges::new(),
             never: Ranges::new(),
             adopt: VecDeque::with_capacity(4096),
             drain: true,
@@ -135,6 +153,7 @@ impl Space {
             said_pending: false,
             backoff_ns: 0,
             ring: Ring::Absent,
+            requests: 0,
             batch: None,
             restore: Restore::default(),
             policy: Policy::new(pages, pages),
@@ -154,6 +173,12 @@ impl Space {
     /// Nothing can be decided for this space now.
     pub(crate) fn blocked(&self, now: Nanos) -> bool {
         self.drain || self.retry_at.is_some_and(|t| t > now)
+    }
+
+    /// The quiesce after which a drop that was heard of just now has happened. One that was asked for
+    /// before may end before that.
+    pub(crate) fn next_quiesce(&self) -> u64 {
+        self.quiesce_count + u64::from(self.quiesce_asked)
     }
 
     /// Where that is now which was in `range` when the process was forked.

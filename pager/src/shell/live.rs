@@ -235,7 +235,8 @@ impl Live {
                 while ring.reap().is_some() {}
                 if ring.outstanding() == 0 {
                     self.quiet_wait[i] = false;
-                    return Some(Input::RingQuiet(space));
+                    let requests = ring.submitted();
+                    return Some(Input::RingQuiet { space, requests });
                 }
                 continue;
             }

@@ -304,6 +304,13 @@ impl AdviceRing {
         })
     }
 
+    /// Requests ever put in, by whichever process, modulo 2^32.
+    #[must_use]
+    pub fn submitted(&self) -> u32 {
+        self.words()
+            .map_or(0, |words| words.sq_tail.load(Ordering::Acquire))
+    }
+
     /// Lets the target have one worker thread of each kind for this ring, instead of hundreds.
     ///
     /// # Errors

@@ -532,6 +532,7 @@ impl Kernel {
                 vmas,
                 arena,
                 heads,
+                forked: true,
                 wiped,
                 ..Mm::default()
             },
@@ -566,7 +567,8 @@ impl Kernel {
     /// Looks at an event that the pager has just read.
     pub(crate) fn note_read(&mut self, mm: MmId, event: Event, own: bool) {
         // A subpage that the parent drops between a fork's copy and the fork's message may be either
-        // in the child: the pager cannot tell the order of the two.
+        // in the child: the pager cannot tell the order of the two, unless it reads both at once.
+        let dies = self.knobs.deaths > 0;
         if let (Event::Remove(range), false) = (event, own) {
             let (start, end) = (range.start.0 / 4096, range.end.0 / 4096);
             let unborn: Vec<MmId> = self
@@ -574,7 +576,7 @@ impl Kernel {
                 .iter()
                 .filter(|t| t.alive && t.mm == mm)
                 .filter_map(|t| match t.task {
-                    Task::Tell { child, told, .. } if !told || t.wait.is_some() => child,
+                    Task::Tell { child, told, .. } if !told || (dies && t.wait.is_some()) => child,
                     _ => None,
                 })
                 .collect();

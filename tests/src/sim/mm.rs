@@ -89,6 +89,8 @@ pub(crate) struct Mm {
     pub(crate) arena: (u64, u64),
     /// Subpages that the kernel writes with faults forbidden.
     pub(crate) heads: Vec<u64>,
+    /// A fork's child.
+    pub(crate) forked: bool,
     /// Of a fork's child: what the fork wiped or left out.
     pub(crate) wiped: Vec<(u64, u64)>,
 }

@@ -107,8 +107,9 @@ impl Kernel {
     }
 
     /// A place that has just become free is given to the next who asks, whatever messages are on the way.
-    /// Where the pager may die in between, only such places of whose becoming free it has heard: what
-    /// another order of messages means is not all written down (a stated limit).
+    /// Where the pager may die in between, and in a fork's child, only such places of whose becoming free it
+    /// has heard: what another order of messages means is not all written down, and what a child has mapped
+    /// not certain (stated limits).
     fn kernel_may_choose(&self, mm: MmId, start: u64, end: u64) -> bool {
         let unheard = |t: &super::thread::Thread| match &t.task {
             Task::Tell {
@@ -120,8 +121,8 @@ impl Kernel {
             }
             _ => false,
         };
-        let dies = self.knobs.deaths > 0;
-        !dies
+        let limited = self.knobs.deaths > 0 || self.mms[mm].forked;
+        !limited
             || !self
                 .threads
                 .iter()

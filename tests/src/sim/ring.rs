@@ -29,6 +29,8 @@ pub(crate) struct Ring {
     pub(crate) visible: usize,
     pub(crate) running: usize,
     pub(crate) done: VecDeque<(u64, i32)>,
+    /// Requests that were ever put in.
+    pub(crate) requests: u32,
 }
 
 impl Ring {
@@ -69,6 +71,7 @@ impl Kernel {
         if ring.queue.len() + ring.running + ring.done.len() >= self.knobs.ring_entries {
             return Outcome::Full;
         }
+        ring.requests += 1;
         ring.queue.push_back(Request {
             tag,
             advice,

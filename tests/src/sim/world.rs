@@ -239,7 +239,7 @@ impl<'m> Sim<'m> {
             let Some(ring) = self.kernel.rings[mm].as_mut() else {
                 if quiet_wait {
                     self.quiet_wait.remove(&space);
-                    return Some(Input::RingQuiet(space));
+                    return Some(Input::RingQuiet { space, requests: 0 });
                 }
                 continue;
             };
@@ -247,7 +247,8 @@ impl<'m> Sim<'m> {
                 ring.done.clear();
                 if ring.is_quiet() {
                     self.quiet_wait.remove(&space);
-                    return Some(Input::RingQuiet(space));
+                    let requests = ring.requests;
+                    return Some(Input::RingQuiet { space, requests });
                 }
                 continue;
             }
@@ -660,7 +661,7 @@ fn is_about(input: &Input, about: SpaceId) -> bool {
     match *input {
         Input::Readable(space)
         | Input::RingDone { space, .. }
-        | Input::RingQuiet(space)
+        | Input::RingQuiet { space, .. }
         | Input::RingReady(space)
         | Input::RingRefused(space)
         | Input::Adopt { space, .. }
