@@ -5,7 +5,7 @@ use holo_proto::{Addr, AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageInde
 use super::event::Event;
 use super::fault::Fault;
 use super::map::SlotState;
-use super::space::{Life, Space, Unsettled, shadow};
+use super::space::{Life, Space, Suspect, Unsettled, shadow};
 use super::{
     Core, CrashPoint, EVERYWHERE, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome,
     StopReason, USER_END,
@@ -131,7 +131,7 @@ impl<S: PageStore> Core<'_, S> {
             return;
         }
         let there = s.unsettled.displaced.without(range);
-        s.suspects.retain(|at| !range.contains(at.start()));
+        s.suspects.retain(|x| !range.contains(x.at.start()));
         for part in s.unsettled.take_displaced(range) {
             self.forget_range(id, shadow(part));
         }
@@ -170,13 +170,13 @@ impl<S: PageStore> Core<'_, S> {
             s.moves.push((old, to));
         }
         // Only stale entries are left where the child has never been.
-        s.suspects.retain(|at| !old.contains(at.start()));
+        s.suspects.retain(|x| !old.contains(x.at.start()));
         let stale: Vec<_> = s
             .suspects
-            .extract_if(.., |at| new.contains(at.start()))
+            .extract_if(.., |x| new.contains(x.at.start()))
             .collect();
-        for at in stale {
-            self.set_entry(id, at, Entry::Nothing);
+        for x in stale {
+            self.set_entry(id, x.at, Entry::Nothing);
         }
         let Some(s) = self.space(id) else { return };
         // What the message is about may have made room here already, for what has come since.
@@ -200,6 +200,7 @@ impl<S: PageStore> Core<'_, S> {
             self.move_entries(id, shadow(part), to.offset(part.start.0 - from.0));
         }
         self.doubt(id, new);
+        self.rebury(id, from, new);
         for &part in &rest {
             self.doubt(id, part);
             self.doubt_move(id, part, to.offset(part.start.0 - from.0));
@@ -242,7 +243,10 @@ impl<S: PageStore> Core<'_, S> {
             while let Some((found, _)) = self.map.next_in(child, at, end) {
                 at = SubpageIndex(found.0 + 1);
                 if let Some(c) = self.space(child) {
-                    c.suspects.push(found);
+                    c.suspects.push(Suspect {
+                        at: found,
+                        witness: found,
+                    });
                 }
             }
             if let Some(c) = self.space(child) {
@@ -262,7 +266,10 @@ impl<S: PageStore> Core<'_, S> {
                 let free = self.map.entry(child, target) == Entry::Nothing;
                 if free && self.give(parent, child, target, entry) {
                     if let Some(c) = self.space(child) {
-                        c.suspects.push(target);
+                        c.suspects.push(Suspect {
+                            at: target,
+                            witness: target,
+                        });
                     }
                 }
             }
@@ -291,6 +298,25 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
+    /// Something moved to a place that had become free: a child forked before that still has it at its old
+    /// place. What lies behind the new place, up to where it had become free, may be its growth.
+    fn rebury(&mut self, id: SpaceId, from: Addr, new: AddrRange) {
+        let Some(s) = self.space_ref(id) else { return };
+        let free_to = s
+            .unsettled
+            .changed
+            .around(new.start)
+            .map_or(new.end, |r| r.end.max(new.end));
+        for g in self.graves.iter_mut().filter(|g| g.space == id) {
+            let at = g.at.start();
+            if new.contains(at) {
+                g.witness = from.offset(at.0 - new.start.0).subpage();
+            } else if at >= new.end && at < free_to {
+                g.witness = from.subpage();
+            }
+        }
+    }
+
     fn bury_subpage(&mut self, space: SpaceId, at: SubpageIndex, dropped: bool) {
         let entry = self.map.entry(space, at);
         if !self.retain(entry) {
@@ -305,6 +331,7 @@ impl<S: PageStore> Core<'_, S> {
             space,
             at,
             entry,
+            witness: at,
             dropped,
         });
     }
@@ -395,14 +422,18 @@ impl<S: PageStore> Core<'_, S> {
         let mut suspects = Vec::new();
         for i in 0..self.graves.len() {
             let Grave {
-                space, at, entry, ..
+                space,
+                at,
+                entry,
+                witness,
+                ..
             } = self.graves[i];
             let free = space == parent && self.map.entry(child, at) == Entry::Nothing;
             if free && !self.give(parent, child, at, entry) {
                 break;
             }
             if free {
-                suspects.push(at);
+                suspects.push(Suspect { at, witness });
             }
         }
         self.crash(CrashPoint::ForkCopied);
@@ -452,7 +483,7 @@ impl<S: PageStore> Core<'_, S> {
     /// Finds out whether a fork's child has a subpage: lifting a protection there succeeds only where a
     /// mapping is registered, and a new mapping of the child's own is not.
     pub(super) fn step_suspects(&mut self, id: SpaceId) -> Option<Op> {
-        let at = self.space_ref(id)?.suspects.last()?.start();
+        let at = self.space_ref(id)?.suspects.last()?.witness.start();
         let end = at.offset(SUBPAGE_BYTES);
         let range = AddrRange { start: at, end };
         Some(Op::Unprotect { space: id, range })
@@ -462,7 +493,7 @@ impl<S: PageStore> Core<'_, S> {
         if outcome == Outcome::EventsPending {
             return self.events_pending(id);
         }
-        let Some(at) = self.space(id).and_then(|s| s.suspects.pop()) else {
+        let Some(Suspect { at, .. }) = self.space(id).and_then(|s| s.suspects.pop()) else {
             return;
         };
         match outcome {

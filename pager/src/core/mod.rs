@@ -120,6 +120,8 @@ struct Grave {
     space: SpaceId,
     at: SubpageIndex,
     entry: Entry,
+    /// A child that has something registered here was forked before.
+    witness: SubpageIndex,
     /// Only for forks whose message was read together with the removal's.
     dropped: bool,
 }

@@ -88,6 +88,13 @@ impl Unsettled {
     }
 }
 
+/// A subpage whose entry a fork's child has only if something is registered at the witness.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Suspect {
+    pub(crate) at: SubpageIndex,
+    pub(crate) witness: SubpageIndex,
+}
+
 /// One address space.
 pub(crate) struct Space {
     pub(crate) id: SpaceId,
@@ -97,8 +104,9 @@ pub(crate) struct Space {
     /// While it is not known: what it moved since the fork, from where and to where.
     pub(crate) moves: Vec<(AddrRange, Addr)>,
     pub(crate) unsettled: Unsettled,
-    /// Of a fork's child: subpages of which it is to be found out whether the child has them at all.
-    pub(crate) suspects: Vec<SubpageIndex>,
+    /// Of a fork's child: subpages of which it is to be found out whether the child has them at all, with
+    /// the place that tells.
+    pub(crate) suspects: Vec<Suspect>,
     pub(crate) regions: Ranges,
     /// Of the regions, those that we were told of, perhaps after the message that they are gone.
     pub(crate) hearsay: Ranges,
