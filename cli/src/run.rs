@@ -78,7 +78,9 @@ pub fn exec(args: &Exec) -> anyhow::Result<i32> {
     let session = Session::start(&settings)?;
     let signals = Signals::take(&passed_on()).context("cannot receive signals")?;
     let (program, rest) = args.command.split_first().context("no command given")?;
-    let mut child = match Command::new(program).args(rest).spawn() {
+    let mut command = Command::new(program);
+    signals.restore_in(command.args(rest));
+    let mut child = match command.spawn() {
         Ok(child) => child,
         Err(e) => {
             let program = program.to_string_lossy();
