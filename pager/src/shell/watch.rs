@@ -194,6 +194,7 @@ impl Watch {
             self.find_root();
             self.look(now);
             self.note_root();
+            self.wake_starter();
             if self.is_over() {
                 return;
             }
@@ -228,6 +229,26 @@ impl Watch {
         }
     }
 
+    /// A command line that stopped with its command has nobody else who tells it that the command alone
+    /// was continued, or killed.
+    fn wake_starter(&self) {
+        let stopped = |pid| procfs::state_of(pid).is_ok_and(|s| matches!(s, b'T' | b't'));
+        let starter = self.control.pid(Scalar::StarterPid);
+        if self.control.get(Scalar::StarterStopped) != 0
+            && stopped(starter)
+            && !stopped(self.control.pid(Scalar::RootPid))
+        {
+            let _ = spawn::signal(starter, libc::SIGCONT);
+        }
+    }
+
+    /// It may still have to be woken.
+    fn starter_is_stopped(&self) -> bool {
+        let starter = self.control.pid(Scalar::StarterPid);
+        self.control.get(Scalar::StarterStopped) != 0
+            && procfs::state_of(starter).is_ok_and(|s| !matches!(s, b'Z' | b'X'))
+    }
+
     /// Takes the process that the session was started for; a failure is the session's.
     pub(crate) fn attach_first(&mut self) {
         let pid = self.control.pid(Scalar::RootPid);
@@ -251,6 +272,7 @@ impl Watch {
             && self.members.is_empty()
             && self.spaces.is_empty()
             && self.orphans.is_empty()
+            && !self.starter_is_stopped()
     }
 
     fn interval_ns(&self) -> u64 {

@@ -11,8 +11,8 @@ use std::process::Command;
 pub struct Came {
     /// Its number.
     pub signal: i32,
-    /// A process sent it (to this one); otherwise the kernel did, as a terminal does to a whole group.
-    pub by_process: bool,
+    /// The process that sent it (to this one); none if the kernel did, as a terminal does to a whole group.
+    pub sender: Option<i32>,
 }
 
 /// Signals that are read instead of acted on.
@@ -86,7 +86,7 @@ impl Signals {
         let info = unsafe { info.assume_init() };
         Some(Came {
             signal: i32::try_from(info.ssi_signo).unwrap_or(0),
-            by_process: info.ssi_code <= 0,
+            sender: (info.ssi_code <= 0).then(|| i32::try_from(info.ssi_pid).unwrap_or(0)),
         })
     }
 
