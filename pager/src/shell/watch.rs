@@ -787,6 +787,9 @@ pub(crate) fn map_ring(r: &Record) -> Option<AdviceRing> {
     let ring = AdviceRing::map(fd, &RingParams(r.params)).ok()?;
     // Without the limit the target would only have more idle workers.
     let _ = ring.limit_workers();
+    // A predecessor may have died after it queued a request and before it woke the ring for it: nobody
+    // else would, and its end is waited for. Without a polling thread there is nothing to wake.
+    let _ = ring.wake_if_needed();
     Some(ring)
 }
 
