@@ -78,7 +78,9 @@ pub fn exec(args: &Exec) -> anyhow::Result<i32> {
     let session = Session::start(&settings)?;
     let signals = Signals::take(&passed_on()).context("cannot receive signals")?;
     let (program, rest) = args.command.split_first().context("no command given")?;
-    let mut child = match Command::new(program).args(rest).spawn() {
+    let mut command = Command::new(program);
+    signals.restore_in(command.args(rest));
+    let mut child = match command.spawn() {
         Ok(child) => child,
         Err(e) => {
             let program = program.to_string_lossy();
@@ -137,7 +139,7 @@ fn wait_for(session: &Session, signals: &Signals, child: &mut Child, pid: i32) -
     loop {
         match spawn::wait(pid, false) {
             Ok(Some(Ended::Stopped(_))) => {
-                let _ = spawn::signal(spawn::own_pid(), libc::SIGSTOP);
+                session.stop_with_command();
             }
             Ok(Some(ended)) => return ended,
             Ok(None) => {}
@@ -155,8 +157,10 @@ fn wait_for(session: &Session, signals: &Signals, child: &mut Child, pid: i32) -
         let alive = if watched { session.alive_fd() } else { -1 };
         spawn::poll_readable(&[signals.as_raw_fd(), alive], None);
         while let Some(came) = signals.next() {
-            let forward = came.by_process && came.signal != libc::SIGCHLD;
-            if forward || came.signal == libc::SIGCONT {
+            // The pager continues us when the command is continued: that needs no second signal.
+            let by_pager = came.sender == Some(session.pager_pid());
+            let forward = came.sender.is_some() && came.signal != libc::SIGCHLD;
+            if !by_pager && (forward || came.signal == libc::SIGCONT) {
                 let _ = spawn::signal(pid, came.signal);
             }
         }

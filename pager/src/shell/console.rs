@@ -3,7 +3,7 @@
 //!
 //! One request a connection, one line; one JSON line back. Only root and the pager's own user are heard.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -106,8 +106,13 @@ impl Console {
         self.waiting.push(reply);
     }
 
-    /// The end: answers those who wait for it.
+    /// The end: answers those who wait for it, and those who are about to ask.
     pub(crate) fn finish(&mut self, json: &str) {
+        let late: Vec<Request> = self.requests().collect();
+        for request in late {
+            let (Request::Detach(reply) | Request::Status(reply)) = request;
+            self.waiting.push(reply);
+        }
         for r in self.waiting.drain(..) {
             r.send(json);
         }
@@ -125,11 +130,27 @@ impl Console {
     }
 }
 
-/// Sends one request to the pager of `pid` and returns its line; waits as long as the pager takes.
+/// Sends one request to the pager of `pid` and returns its line; waits as long as the pager takes. A pager
+/// that dies over it is asked again: its successor knows nothing of the question. The line is empty if there
+/// was none.
 ///
 /// # Errors
 /// ConnectionRefused: no pager holds the process.
 pub fn request(pid: i32, request: &str) -> std::io::Result<String> {
+    let mut line = ask(pid, request)?;
+    while line.is_empty() {
+        line = match ask(pid, request) {
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => return Ok(String::new()),
+            Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                String::new()
+            }
+            result => result?,
+        };
+    }
+    Ok(line)
+}
+
+fn ask(pid: i32, request: &str) -> std::io::Result<String> {
     let mut stream = UnixStream::connect_addr(&name(pid)?)?;
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut line = String::new();

@@ -104,6 +104,8 @@ scalars! {
     GuardianWatchFd = 45,
     /// All that was attached was asked to be detached.
     Detaching = 41,
+    /// The command line is stopped, or about to, because the command was.
+    StarterStopped = 46,
 }
 
 /// What is known of one held process, found by the number of its userfaultfd.

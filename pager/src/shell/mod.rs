@@ -166,6 +166,13 @@ impl Session {
         self.alive.as_raw_fd()
     }
 
+    /// Stops this process, whose command was stopped, until it is continued itself or the command is.
+    pub fn stop_with_command(&self) {
+        self.control.set(Scalar::StarterStopped, 1);
+        let _ = spawn::signal(spawn::own_pid(), libc::SIGSTOP);
+        self.control.set(Scalar::StarterStopped, 0);
+    }
+
     /// Whether any process was ever taken hold of: without its pager it cannot go on.
     #[must_use]
     pub fn holds_something(&self) -> bool {

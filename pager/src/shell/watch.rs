@@ -194,6 +194,7 @@ impl Watch {
             self.find_root();
             self.look(now);
             self.note_root();
+            self.wake_starter();
             if self.is_over() {
                 return;
             }
@@ -228,6 +229,26 @@ impl Watch {
         }
     }
 
+    /// A command line that stopped with its command has nobody else who tells it that the command alone
+    /// was continued, or killed.
+    fn wake_starter(&self) {
+        let stopped = |pid| procfs::state_of(pid).is_ok_and(|s| matches!(s, b'T' | b't'));
+        let starter = self.control.pid(Scalar::StarterPid);
+        if self.control.get(Scalar::StarterStopped) != 0
+            && stopped(starter)
+            && !stopped(self.control.pid(Scalar::RootPid))
+        {
+            let _ = spawn::signal(starter, libc::SIGCONT);
+        }
+    }
+
+    /// It may still have to be woken.
+    fn starter_is_stopped(&self) -> bool {
+        let starter = self.control.pid(Scalar::StarterPid);
+        self.control.get(Scalar::StarterStopped) != 0
+            && procfs::state_of(starter).is_ok_and(|s| !matches!(s, b'Z' | b'X'))
+    }
+
     /// Takes the process that the session was started for; a failure is the session's.
     pub(crate) fn attach_first(&mut self) {
         let pid = self.control.pid(Scalar::RootPid);
@@ -251,6 +272,7 @@ impl Watch {
             && self.members.is_empty()
             && self.spaces.is_empty()
             && self.orphans.is_empty()
+            && !self.starter_is_stopped()
     }
 
     fn interval_ns(&self) -> u64 {
@@ -765,6 +787,9 @@ pub(crate) fn map_ring(r: &Record) -> Option<AdviceRing> {
     let ring = AdviceRing::map(fd, &RingParams(r.params)).ok()?;
     // Without the limit the target would only have more idle workers.
     let _ = ring.limit_workers();
+    // A predecessor may have died after it queued a request and before it woke the ring for it: nobody
+    // else would, and its end is waited for. Without a polling thread there is nothing to wake.
+    let _ = ring.wake_if_needed();
     Some(ring)
 }
 

@@ -139,6 +139,21 @@ pub fn robust_list_of(tid: i32) -> io::Result<Option<Addr>> {
     Ok((head != 0).then_some(Addr(head)))
 }
 
+/// The letter of what a process does: `R`, `S`, `D`, `T` (stopped), `t` (stopped by a tracer), `Z`...
+///
+/// # Errors
+/// ENOENT without such a process.
+pub fn state_of(pid: i32) -> io::Result<u8> {
+    let invalid = || io::ErrorKind::InvalidData.into();
+    let file = File::open(format!("/proc/{pid}/stat"))?;
+    let mut text = [0; 1024];
+    let len = read_at_start(&file, &mut text)?;
+    let end = text[..len].iter().rposition(|&b| b == b')');
+    // Behind ") ".
+    end.and_then(|end| text[..len].get(end + 2).copied())
+        .ok_or_else(invalid)
+}
+
 /// When the process or thread started, in clock ticks since boot: with its id a name that is never reused.
 ///
 /// # Errors
