@@ -23,7 +23,8 @@ use super::op::Heads;
 use super::restore::TAG;
 use super::space::{Life, Ring, Space};
 use super::{
-    Advice, BATCH_PAGES, Core, CrashPoint, Entry, FrameId, Nanos, Op, Outcome, StopReason,
+    Advice, BATCH_PAGES, Core, CrashPoint, Entry, FrameId, NEVER_RAN, Nanos, Op, Outcome,
+    StopReason,
 };
 use crate::store::api::{Locations, PageStore, StoreError, Ticket};
 
@@ -439,6 +440,7 @@ impl<S: PageStore> Core<'_, S> {
                 Phase::Wait | Phase::Recover | Phase::RepairWait => return None,
                 Phase::Reread => self.reread(id, b),
                 Phase::Unprotect => self.unprotect(id, b),
+                Phase::Repair if !b.repair.left.is_empty() && self.awaits_ring(id) => return None,
                 Phase::Repair => self.repair(id, b),
                 Phase::Put => {
                     if b.ticket.is_some() {
@@ -1068,15 +1070,20 @@ impl<S: PageStore> Core<'_, S> {
         b.outstanding = b.outstanding.saturating_sub(1);
         let field = |shift: u32| (tag >> shift & 0xff) as usize;
         let (i, run) = (field(0), run_mask(field(8), field(16)));
-        if result < 0 && matches!(b.phase, Phase::Repair | Phase::RepairWait) {
-            if run.count() > 1 {
+        if matches!(b.phase, Phase::Repair | Phase::RepairWait) && result < 0 {
+            if result == NEVER_RAN {
+                b.repair.left = b.repair.left.or(run);
+            } else if run.count() > 1 {
                 b.repair.single = b.repair.single.or(run);
                 b.repair.left = b.repair.left.or(run);
             } else {
                 b.repair.redirty = b.repair.redirty.or(run);
             }
         }
-        if let (Some(p), true) = (b.pages.get_mut(i), result < 0 && b.phase == Phase::Wait) {
+        // A predecessor's that is settled was a repair.
+        if result == NEVER_RAN && b.submitted() && !self.notes.is_settled(id) {
+            self.never_ran(id, &mut b, i, run);
+        } else if let (Some(p), true) = (b.pages.get_mut(i), result < 0 && b.phase == Phase::Wait) {
             // It stopped on the way. Where no message of it was heard it has offered nothing of ours, and
             // what is heard from now on is the process's.
             let unheard = run.minus(self.notes.counted(id, i, 1));
@@ -1094,11 +1101,48 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
+    /// A request of the batch that never ran: nothing of `run` was offered, and what was heard about it was
+    /// of the process's doing.
+    fn never_ran(&mut self, id: SpaceId, b: &mut Batch, i: usize, run: SubpageMask) {
+        let Some(p) = b.pages.get_mut(i) else { return };
+        let dropped = p.mask.and(run).and(self.notes.counted(id, i, 1));
+        p.mask = p.mask.minus(run);
+        self.notes.set_queued(id, i, run, false);
+        let Some(s) = self.space_ref(id) else { return };
+        let quiesce = s.quiesce_count + u64::from(s.quiesce_asked);
+        for sub in dropped.iter() {
+            let at = p.page.subpage(sub);
+            // Not what has come to its place since.
+            let still = match p.frame {
+                Some(f) => self.map.entry(id, at) == Entry::Staged(f, sub),
+                None => !p.lost,
+            };
+            if still {
+                self.set_entry(id, at, Entry::Dropping(quiesce));
+                self.stats.dropped_in_batch += 1;
+            }
+        }
+    }
+
+    /// Whether what is to be asked of the ring has to wait for one; asks for it.
+    fn awaits_ring(&mut self, id: SpaceId) -> bool {
+        let now = self.now;
+        let Some(s) = self.space(id) else {
+            return false;
+        };
+        if s.ring == Ring::Absent {
+            s.ring = Ring::Asked(now);
+            self.errands.push_back(Op::NeedRing { space: id });
+            return true;
+        }
+        matches!(s.ring, Ring::Asked(_))
+    }
+
     /// Nothing of a predecessor is outstanding: its batch can be finished, and the ring is ours.
-    pub(super) fn ring_quiet(&mut self, id: SpaceId, requests: u32) {
+    pub(super) fn ring_quiet(&mut self, id: SpaceId, requests: Option<u32>) {
         if let Some(s) = self.space(id) {
             s.ring = Ring::Ready;
-            s.requests = requests;
+            s.requests = requests.unwrap_or(0);
         }
         let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
             return;
@@ -1116,11 +1160,14 @@ impl<S: PageStore> Core<'_, S> {
 
     /// A predecessor died after it had noted a request and before it had queued it: what was heard of its
     /// subpages is the process's.
-    fn unqueued(&mut self, id: SpaceId, b: &mut Batch, requests: u32) {
+    fn unqueued(&mut self, id: SpaceId, b: &mut Batch, requests: Option<u32>) {
         let Some((total, i, run)) = self.notes.last(id) else {
             return;
         };
-        let (Some(p), true) = (b.pages.get_mut(i), total == requests.wrapping_add(1)) else {
+        let (Some(p), true) = (
+            b.pages.get_mut(i),
+            requests.map(|n| n.wrapping_add(1)) == Some(total),
+        ) else {
             return;
         };
         p.mask = p.mask.minus(run);

@@ -92,7 +92,7 @@ impl<S: PageStore> Core<'_, S> {
             self.stats.dropped_in_batch += u64::from(twice.count());
         }
         let fork_follows = (0..JOURNAL_SLOTS)
-            .filter(|&i| self.journal.seq(i).wrapping_sub(seq) < JOURNAL_SLOTS as u32)
+            .filter(|&i| (self.journal.seq(i).wrapping_sub(seq) as usize) < JOURNAL_SLOTS)
             .filter_map(|i| Event::decode(self.journal.slot(i)?))
             .any(|e| matches!(e, Event::Fork { .. }));
         for page in range.pages() {

@@ -72,7 +72,9 @@ pub use event::{EVENT_WORDS, Event};
 pub use journal::{JOURNAL_WORDS, Journal, SLOTS as JOURNAL_SLOTS};
 pub use map::{BLOCK_WORDS, Entry, FrameId, Map, MapError, SPACES, SlotState, VERSION};
 pub use note::{BATCH_PAGES, NOTE_WORDS};
-pub use op::{Advice, HEADS, Heads, Input, Nanos, Next, Op, Outcome, PageLook, Source, StopReason};
+pub use op::{
+    Advice, HEADS, Heads, Input, NEVER_RAN, Nanos, Next, Op, Outcome, PageLook, Source, StopReason,
+};
 pub use policy::{PageSet, Policy};
 pub use stats::{Histogram, STATS_WORDS, Stats};
 pub use words::Words;
@@ -451,6 +453,14 @@ impl<'m, S: PageStore> Core<'m, S> {
             Input::RingRefused(id) => {
                 if let Some(s) = self.space(id) {
                     s.ring = Ring::Refused;
+                }
+                self.unhold();
+            }
+            Input::RingLost(id) => {
+                if let Some(s) = self.space(id) {
+                    // Asked for again when it is needed.
+                    s.ring = Ring::Absent;
+                    s.restore.ring_lost();
                 }
                 self.unhold();
             }

@@ -151,16 +151,11 @@ impl<'m> Notes<'m> {
     /// What [`Notes::set_last`] wrote: the ring's requests with it, page of the batch, subpages.
     pub(crate) fn last(&self, space: SpaceId) -> Option<(u32, usize, SubpageMask)> {
         let word = get(self.words, Self::at(space, LAST));
-        let field = |shift: u32| (word >> shift & 0xff) as usize;
-        let (i, first, count) = (field(32), field(40), field(48));
+        let [a, b, c, d, i, first, count, _] = word.to_le_bytes();
+        let (i, first, count) = (usize::from(i), usize::from(first), usize::from(count));
+        let total = u32::from_le_bytes([a, b, c, d]);
         let known = count > 0 && i < self.pages(space);
-        known.then(|| {
-            (
-                (word & u64::from(u32::MAX)) as u32,
-                i,
-                super::batch::run_mask(first, count),
-            )
-        })
+        known.then(|| (total, i, super::batch::run_mask(first, count)))
     }
 
     /// Subpages of page `i` that are on the ring.

@@ -324,6 +324,9 @@ pub struct Heads {
     pub more: bool,
 }
 
+/// The result of a ring request that the kernel never began (`-ECANCELED`).
+pub const NEVER_RAN: i32 = -125;
+
 /// What happens on its own time.
 #[expect(clippy::large_enum_variant, reason = "as for [`Op`]")]
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -343,13 +346,16 @@ pub enum Input {
     RingQuiet {
         /// Whose ring.
         space: SpaceId,
-        /// Requests that were ever put into it, modulo 2^32.
-        requests: u32,
+        /// Requests that were ever put into it, modulo 2^32; none if it is lost.
+        requests: Option<u32>,
     },
     /// The space has a ring.
     RingReady(SpaceId),
     /// The space can have no ring: it is not evicted from.
     RingRefused(SpaceId),
+    /// The ring has ended with the process that it was made in, while its address space lives on in
+    /// another one. Every request has been answered before: with [`NEVER_RAN`] if it never ran.
+    RingLost(SpaceId),
     /// A store transfer ended.
     Store(Completion),
     /// A mapping is to be registered. Ordered behind every event read before.

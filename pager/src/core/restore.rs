@@ -16,7 +16,7 @@ use holo_proto::{AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
 use super::fault::Fault;
 use super::space::{Life, Ring};
-use super::{Advice, Core, CrashPoint, Entry, Op, Outcome};
+use super::{Advice, Core, CrashPoint, Entry, NEVER_RAN, Op, Outcome};
 use crate::store::api::PageStore;
 
 /// Marks a ring request as the restorer's; the rest of the tag is the page.
@@ -114,6 +114,12 @@ impl Restore {
     /// A request is on the ring.
     fn in_flight(&self) -> bool {
         self.flights.iter().any(|f| !f.ended)
+    }
+
+    /// The ring is gone: the next request goes to another one.
+    pub(crate) fn ring_lost(&mut self) {
+        self.unkicked = false;
+        self.full = false;
     }
 
     fn go_direct(&mut self, range: AddrRange) {
@@ -412,7 +418,11 @@ impl<S: PageStore> Core<'_, S> {
         let Some(i) = s.restore.flights.iter().position(|f| f.page() == page) else {
             return;
         };
-        if result < 0 {
+        if result == NEVER_RAN {
+            // Found again from the start of the range, when there is another ring.
+            s.restore.flights.swap_remove(i);
+            s.restore.cursor = None;
+        } else if result < 0 {
             let f = s.restore.flights.swap_remove(i);
             // One at a time: whatever else failed is found again from the start of the range.
             s.restore.go_direct(f.range);

@@ -125,6 +125,8 @@ pub(crate) struct Record {
     pub(crate) params: [u64; 15],
     /// Address that the kernel clears at thread exit, 0 for none.
     pub(crate) clear_tid: u64,
+    /// What the process runs ([`crate::sys::procfs::image`]).
+    pub(crate) image: u64,
 }
 
 /// The control block.
@@ -202,6 +204,7 @@ impl Control {
             keeper: number(3),
             ring: number(4),
             clear_tid: word(5),
+            image: word(6),
             params,
         })
     }
@@ -236,6 +239,7 @@ impl Control {
         put(3, number(r.keeper));
         put(4, number(r.ring));
         put(5, r.clear_tid);
+        put(6, r.image);
         put(0, number(r.uffd));
         true
     }
@@ -266,6 +270,7 @@ mod tests {
             ring: -1,
             params: [3; 15],
             clear_tid: 9,
+            image: 8,
         };
         assert!(control.put_record(&r));
         assert_eq!(control.record(0), Some(r));

@@ -14,7 +14,7 @@ use super::control::{Control, Record, Scalar};
 use crate::sys::advise::PidFd;
 use crate::sys::attach::{self, AttachError};
 use crate::sys::uffd::Uffd;
-use crate::sys::{clock, spawn, table};
+use crate::sys::{clock, procfs, spawn, table};
 
 /// Requests that a ring holds: a batch with eight runs a page.
 const RING_ENTRIES: u32 = 256;
@@ -198,6 +198,7 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, String> {
                 ring: -1,
                 params: [0; 15],
                 clear_tid: hold.clear_child_tid.map_or(0, |a| a.0),
+                image: procfs::image(pid).unwrap_or(0),
             };
             if !control.put_record(&record) {
                 table::close(record.uffd);

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use holo_proto::{AddrRange, PAGE_LEN, PageIndex, SUBPAGE_BYTES, SUBPAGE_LEN, SpaceId};
 
 use crate::core::{
-    Advice, FrameId, HEADS, Heads, Input, Nanos, Op, Outcome, PageLook, PageSet, SPACES, Source,
-    StopReason, Words,
+    Advice, FrameId, HEADS, Heads, Input, NEVER_RAN, Nanos, Op, Outcome, PageLook, PageSet, SPACES,
+    Source, StopReason, Words,
 };
 use crate::drive::World;
 use crate::store::api::PageBytes;
@@ -66,6 +66,11 @@ pub(crate) enum Errand {
     },
     /// Replaced parts, to be dropped.
     Drop(Parts),
+    /// A lost ring is done with: it is to be closed.
+    RingGone {
+        space: SpaceId,
+        ring: Option<Box<AdviceRing>>,
+    },
 }
 
 /// What the control thread passes to the serving thread.
@@ -89,6 +94,8 @@ pub(crate) enum Command {
         space: SpaceId,
         ring: Box<AdviceRing>,
     },
+    /// The process in which the space's ring was made, if any, has ended, and its threads with it.
+    RingLost(SpaceId),
     /// End the loop.
     Finish,
 }
@@ -166,6 +173,8 @@ pub(crate) struct Live {
     turn: usize,
     /// Rings that a predecessor left: nothing is taken from them until they are quiet.
     pub(crate) quiet_wait: [bool; SPACES],
+    /// Rings that carry out nothing more.
+    pub(crate) lost: [bool; SPACES],
 }
 
 impl Live {
@@ -183,6 +192,7 @@ impl Live {
             looked_ns: 0,
             turn: 0,
             quiet_wait: [false; SPACES],
+            lost: [false; SPACES],
         }
     }
 
@@ -225,28 +235,47 @@ impl Live {
     }
 
     fn poll_rings(&mut self) -> Option<Input> {
-        for (i, t) in self.targets.iter_mut().enumerate() {
-            let (Some(ring), Ok(n)) = (t.as_mut().and_then(|t| t.ring.as_mut()), u16::try_from(i))
-            else {
-                continue;
-            };
-            let space = SpaceId(n);
-            if self.quiet_wait[i] {
-                while ring.reap().is_some() {}
-                if ring.outstanding() == 0 {
-                    self.quiet_wait[i] = false;
-                    let requests = ring.submitted();
-                    return Some(Input::RingQuiet { space, requests });
+        (0..SPACES).find_map(|i| self.poll_ring(i))
+    }
+
+    fn poll_ring(&mut self, i: usize) -> Option<Input> {
+        let space = SpaceId(u16::try_from(i).ok()?);
+        let target = self.targets[i].as_mut()?;
+        let (quiet_wait, lost) = (self.quiet_wait[i], self.lost[i]);
+        let mut outstanding = 0;
+        if let Some(ring) = target.ring.as_mut() {
+            while let Some(done) = ring.reap() {
+                // What a predecessor asked for it has no use for, unless it never ran.
+                if !quiet_wait || done.result == NEVER_RAN {
+                    return Some(Input::RingDone {
+                        space,
+                        tag: done.tag,
+                        result: done.result,
+                    });
                 }
-                continue;
             }
-            if let Some(done) = ring.reap() {
-                return Some(Input::RingDone {
-                    space,
-                    tag: done.tag,
-                    result: done.result,
-                });
+            // Its thread ended after it had seen every request that it had begun to its end.
+            if let Some(tag) = lost.then(|| ring.take_back()).flatten() {
+                let result = NEVER_RAN;
+                return Some(Input::RingDone { space, tag, result });
             }
+            outstanding = ring.outstanding();
+        }
+        if outstanding > 0 {
+            return None;
+        }
+        if quiet_wait {
+            self.quiet_wait[i] = false;
+            // Without a ring there was nothing to wait for, and there is none to go on with.
+            self.lost[i] |= target.ring.is_none();
+            let requests = target.ring.as_ref().map(|r| r.submitted());
+            return Some(Input::RingQuiet { space, requests });
+        }
+        if lost {
+            self.lost[i] = false;
+            let ring = target.ring.take();
+            self.errand(Errand::RingGone { space, ring });
+            return Some(Input::RingLost(space));
         }
         None
     }

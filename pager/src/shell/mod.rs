@@ -574,7 +574,7 @@ fn take_over_targets(control: Control, core: &LiveCore, live: &mut Live) -> Vec<
             .filter(|r| r.ring >= 0)
             .and_then(|r| watch::map_ring(&r))
             .map(Box::new);
-        live.quiet_wait[usize::from(space.0)] = ring.is_some();
+        live.quiet_wait[usize::from(space.0)] = true;
         live.targets[usize::from(space.0)] = Some(Box::new(live::Target::new(uffd, parts, ring)));
         found.push((space, number));
     }

@@ -96,6 +96,7 @@ fn take(core: &mut LiveCore, live: &mut Live, command: Command) -> bool {
                 core.handle(now, Input::RingReady(space));
             }
         }
+        Command::RingLost(space) => live.lost[slot(space)] = live.targets[slot(space)].is_some(),
         Command::Finish => return true,
     }
     false

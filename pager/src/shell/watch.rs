@@ -5,6 +5,7 @@
 //! often the less room is left.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 
 use holo_proto::{Addr, AddrRange, SpaceId};
@@ -55,6 +56,8 @@ struct Member {
     pidfd: PidFd,
     space: Option<SpaceId>,
     taking: bool,
+    /// Its memory is another member's as well, and is counted there.
+    shares: bool,
     attempts: u32,
     anon_bytes: u64,
     left_bytes: u64,
@@ -68,10 +71,29 @@ struct Member {
     next_survey_ns: u64,
 }
 
-/// A space whose process is not known yet.
+/// A space whose process is not known.
 struct Orphan {
     space: SpaceId,
     uffd: i32,
+    /// It had a process, which ended or started another program, and whose memory lives on.
+    bereaved: bool,
+    /// Nothing is left of the ring in that process. Before, a successor has to find things as they were.
+    ring_gone: bool,
+    /// A ring was asked for.
+    wants_ring: bool,
+}
+
+impl Orphan {
+    /// A fork's child.
+    fn child(space: SpaceId, uffd: i32) -> Self {
+        Self {
+            space,
+            uffd,
+            bereaved: false,
+            ring_gone: true,
+            wants_ring: false,
+        }
+    }
 }
 
 /// The control thread's state.
@@ -90,6 +112,7 @@ pub(crate) struct Watch {
     next_search_ns: u64,
     next_hasty_ns: u64,
     next_match_ns: u64,
+    next_wide_ns: u64,
     next_tree_ns: u64,
     quiet_looks: u32,
     last_total: u64,
@@ -119,6 +142,7 @@ impl Watch {
             next_search_ns: 0,
             next_hasty_ns: 0,
             next_match_ns: 0,
+            next_wide_ns: 0,
             next_tree_ns: 0,
             quiet_looks: 0,
             last_total: 0,
@@ -141,7 +165,7 @@ impl Watch {
     /// A space that a predecessor served: its parts by the record, or a search for its process.
     pub(crate) fn adopt_recovered(&mut self, space: SpaceId, uffd: i32) {
         let Some(r) = self.control.record(uffd) else {
-            self.orphans.push(Orphan { space, uffd });
+            self.orphans.push(Orphan::child(space, uffd));
             return;
         };
         self.spaces.insert(space, (r.pid, uffd));
@@ -309,6 +333,7 @@ impl Watch {
                 pidfd: PidFd::open(pid)?,
                 space: None,
                 taking: false,
+                shares: false,
                 attempts: 0,
                 anon_bytes: 0,
                 left_bytes: 0,
@@ -355,6 +380,9 @@ impl Watch {
                 .statm
                 .sample()
                 .map_or(0, |s| s.resident_bytes.saturating_sub(s.shared_bytes));
+            if m.shares {
+                continue;
+            }
             let pageable = m.anon_bytes.saturating_sub(m.left_bytes + m.shared_bytes);
             total += pageable;
             if let Some(space) = m.space {
@@ -430,10 +458,31 @@ impl Watch {
         match duplicate(uffd) {
             Some(fd) if !family::is_gone(&fd) => {
                 self.spaces.remove(&space);
-                self.orphans.push(Orphan { space, uffd });
-                self.next_match_ns = 0;
+                self.orphans.push(Orphan {
+                    bereaved: true,
+                    ring_gone: false,
+                    ..Orphan::child(space, uffd)
+                });
+                self.tell(Command::RingLost(space));
             }
             _ => self.input(Input::Exited(space)),
+        }
+    }
+
+    /// What was left of a ring whose process ended has been answered.
+    fn ring_gone(&mut self, space: SpaceId, ring: Option<Box<AdviceRing>>) {
+        if let Some(ring) = ring {
+            let number = ring.as_fd().as_raw_fd();
+            drop(ring);
+            table::unclaim(number);
+            let with_it = self.control.records().find(|r| r.ring == number);
+            if let Some(r) = with_it {
+                self.control.put_record(&Record { ring: -1, ..r });
+            }
+        }
+        if let Some(o) = self.orphans.iter_mut().find(|o| o.space == space) {
+            o.ring_gone = true;
+            self.next_match_ns = 0;
         }
     }
 
@@ -445,14 +494,51 @@ impl Watch {
         for pid in family::descendants(roots.into_iter()) {
             self.add_member(pid);
         }
+        self.note_shared();
     }
 
-    /// Notices address spaces that ended though their process lives: it started another program.
-    fn find_ended(&self) {
-        for (&space, &(_, uffd)) in &self.spaces {
+    /// Finds members that run on another member's memory (`CLONE_VM`, vfork).
+    fn note_shared(&mut self) {
+        let held: Vec<i32> = self
+            .members
+            .iter()
+            .filter(|(_, m)| m.space.is_some() || m.taking)
+            .map(|(&pid, _)| pid)
+            .collect();
+        for (&pid, m) in &mut self.members {
+            m.shares = m.space.is_none()
+                && !m.taking
+                && held.iter().any(|&h| procfs::share_memory(h, pid));
+        }
+    }
+
+    /// Whether `pid` runs on the memory of a process that is held already.
+    fn is_held_by_another(&self, pid: i32) -> bool {
+        self.members.iter().any(|(&other, m)| {
+            other != pid && (m.space.is_some() || m.taking) && procfs::share_memory(other, pid)
+        })
+    }
+
+    /// Notices processes that started another program: their address space ended, or lives on in another
+    /// process.
+    fn find_ended(&mut self) {
+        let mut bereaved = Vec::new();
+        for (&space, &(pid, uffd)) in &self.spaces {
             if duplicate(uffd).is_none_or(|fd| family::is_gone(&fd)) {
                 self.input(Input::Exited(space));
+                continue;
             }
+            let held = self.control.record(uffd).map_or(0, |r| r.image);
+            let now = procfs::image(pid).unwrap_or(0);
+            if held != 0 && now != 0 && held != now {
+                bereaved.push((space, pid));
+            }
+        }
+        for (space, pid) in bereaved {
+            if let Some(m) = self.members.get_mut(&pid) {
+                m.space = None;
+            }
+            self.bereaved(space);
         }
     }
 
@@ -463,6 +549,7 @@ impl Watch {
             .filter(|(_, m)| {
                 m.space.is_none()
                     && !m.taking
+                    && !m.shares
                     && m.attempts < ATTEMPTS
                     && m.anon_bytes >= TAKE_MIN_BYTES
             })
@@ -475,6 +562,9 @@ impl Watch {
                 if self.members.get(&pid).is_some_and(|m| m.space.is_some()) {
                     continue;
                 }
+            }
+            if self.is_held_by_another(pid) {
+                continue;
             }
             if self.take_one(pid).is_err() {
                 if let Some(m) = self.members.get_mut(&pid) {
@@ -548,20 +638,15 @@ impl Watch {
             }
             Errand::NeedRing(space) => self.make_ring(space),
             Errand::NeedQuiesce { space, count } => {
-                let pid = self.spaces.get(&space).map(|s| s.0);
-                if let Some(pid) = pid {
-                    if self.line.ask(Ask::Quiesce { pid }).is_ok() {
-                        self.input(Input::Quiesced { space, count });
-                    } else {
-                        // Not now: a count of zero changes nothing but lets the core ask again.
-                        self.input(Input::Quiesced { space, count: 0 });
-                    }
-                }
+                // Not now: a count of zero changes nothing but lets the core ask again.
+                let count = if self.quiesce(space) { count } else { 0 };
+                self.input(Input::Quiesced { space, count });
             }
             Errand::Child { space, uffd } => {
-                self.orphans.push(Orphan { space, uffd });
+                self.orphans.push(Orphan::child(space, uffd));
                 self.next_match_ns = 0;
             }
+            Errand::RingGone { space, ring } => self.ring_gone(space, ring),
             Errand::Stop { space, why } => self.stopped(space, why),
             Errand::Closed {
                 space,
@@ -572,8 +657,25 @@ impl Watch {
         }
     }
 
+    /// Stops every thread that runs on the memory of a space for an instant.
+    fn quiesce(&mut self, space: SpaceId) -> bool {
+        let Some(&(pid, _)) = self.spaces.get(&space) else {
+            return false;
+        };
+        self.find_children();
+        let mut all: Vec<i32> = self.members.keys().copied().collect();
+        all.retain(|&other| other == pid || procfs::share_memory(pid, other));
+        all.into_iter()
+            .all(|pid| self.line.ask(Ask::Quiesce { pid }).is_ok())
+    }
+
     fn make_ring(&mut self, space: SpaceId) {
         let Some(&(pid, uffd)) = self.spaces.get(&space) else {
+            if let Some(o) = self.orphans.iter_mut().find(|o| o.space == space) {
+                // When its process is known.
+                o.wants_ring = true;
+                return;
+            }
             self.input(Input::RingRefused(space));
             return;
         };
@@ -637,13 +739,14 @@ impl Watch {
         }
     }
 
-    /// Finds the processes of fork children.
+    /// Finds the processes of fork children, and those in which the memory of an ended process lives on.
     fn match_orphans(&mut self) {
         if self.orphans.is_empty() {
             return;
         }
         self.find_children();
         let mut left = Vec::new();
+        let only = self.orphans.len() == 1;
         for o in std::mem::take(&mut self.orphans) {
             let Some(uffd) = duplicate(o.uffd) else {
                 continue;
@@ -652,15 +755,27 @@ impl Watch {
                 self.input(Input::Exited(o.space));
                 continue;
             }
-            match self.find_match(&uffd) {
+            if !o.ring_gone {
+                left.push(o);
+                continue;
+            }
+            let found = self
+                .find_match(&uffd, only)
+                .or_else(|| self.find_elsewhere(&uffd, &o));
+            let served = match found {
+                Some(pid) if o.bereaved => self.lives_on(&o, pid),
                 Some(pid) => self.known(&o, pid),
-                None => left.push(o),
+                None => false,
+            };
+            if !served {
+                left.push(o);
             }
         }
         self.orphans = left;
     }
 
-    fn find_match(&self, uffd: &Uffd) -> Option<i32> {
+    /// Searches among the members. `only`: no other space looks for its process.
+    fn find_match(&self, uffd: &Uffd, only: bool) -> Option<i32> {
         let mut unsure = Vec::new();
         for (&pid, m) in &self.members {
             if m.space.is_some() || m.taking {
@@ -673,15 +788,76 @@ impl Watch {
             }
         }
         // Nothing present to try on: the only one that it can be, it is.
-        match (unsure.as_slice(), self.orphans.len()) {
-            ([pid], 0) => Some(*pid),
+        match unsure.as_slice() {
+            [pid] if only => Some(*pid),
             _ => None,
         }
     }
 
-    fn known(&mut self, o: &Orphan, pid: i32) {
-        let Some(p) = parts(pid) else { return };
-        let Ok(pidfd) = PidFd::open(pid) else { return };
+    /// Searches among all processes: whoever starts one may end at once, which leaves it to init.
+    fn find_elsewhere(&mut self, uffd: &Uffd, o: &Orphan) -> Option<i32> {
+        let started = clock::monotonic_ns();
+        if started < self.next_wide_ns {
+            return None;
+        }
+        // An ended process's memory has its image; a fork's child has that of a process that was held.
+        let images: BTreeSet<u64> = self
+            .control
+            .records()
+            .filter(|r| !o.bereaved || r.uffd == o.uffd)
+            .map(|r| r.image)
+            .collect();
+        let everyone = procfs::everyone().unwrap_or_default();
+        let found = everyone.into_iter().find(|&pid| {
+            !self.members.contains_key(&pid)
+                && procfs::image(pid).is_ok_and(|i| images.contains(&i))
+                && matches!(family::compare(uffd, pid), Match::Same)
+        });
+        if let Some(pid) = found {
+            self.add_member(pid);
+        }
+        let now = clock::monotonic_ns();
+        self.next_wide_ns = now + (now - started) * SEARCH_SHARE;
+        found
+    }
+
+    /// A space whose process ended is served on in the process that shares its memory.
+    /// False if that one has ended meanwhile.
+    fn lives_on(&mut self, o: &Orphan, pid: i32) -> bool {
+        let (Some(p), Ok(pidfd)) = (parts(pid), PidFd::open(pid)) else {
+            return false;
+        };
+        let Some(old) = self.control.record(o.uffd) else {
+            return self.known(o, pid);
+        };
+        self.control.put_record(&Record {
+            pid,
+            pidfd: table::leave(pidfd.into_owned()),
+            ring: -1,
+            ..old
+        });
+        table::close(old.pidfd);
+        self.spaces.insert(o.space, (pid, o.uffd));
+        if let Some(m) = self.members.get_mut(&pid) {
+            m.space = Some(o.space);
+            m.shares = false;
+        }
+        self.tell(Command::Parts {
+            space: o.space,
+            parts: p,
+        });
+        self.introduce(o.space, pid, false);
+        if o.wants_ring {
+            self.make_ring(o.space);
+        }
+        true
+    }
+
+    /// A fork's child is known; false if it has ended meanwhile.
+    fn known(&mut self, o: &Orphan, pid: i32) -> bool {
+        let (Some(p), Ok(pidfd)) = (parts(pid), PidFd::open(pid)) else {
+            return false;
+        };
         let record = Record {
             uffd: o.uffd,
             pid,
@@ -690,6 +866,7 @@ impl Watch {
             ring: -1,
             params: [0; 15],
             clear_tid: 0,
+            image: procfs::image(pid).unwrap_or(0),
         };
         self.control.put_record(&record);
         self.control.add(Scalar::Processes, 1);
@@ -711,6 +888,7 @@ impl Watch {
             }
         }
         self.introduce(o.space, pid, false);
+        true
     }
 
     /// Registers mappings that were not there, or not seen, before; now and then surveys everything.

@@ -159,7 +159,35 @@ pub fn state_of(pid: i32) -> io::Result<u8> {
 /// # Errors
 /// ENOENT without such a process.
 pub fn start_time(pid: i32) -> io::Result<u64> {
-    stat_field(pid, 22)
+    stat_fields(pid, [22]).map(|[ticks]| ticks)
+}
+
+/// A number for what a process runs: where its code and its stack begin. The same in all processes that
+/// share memory and in a fork's child; another one after an exec, unless addresses are not randomized. 0
+/// without an address space.
+///
+/// # Errors
+/// ENOENT without such a process.
+pub fn image(pid: i32) -> io::Result<u64> {
+    let [code, code_end, stack] = stat_fields(pid, [26, 27, 28])?;
+    Ok(code ^ code_end.rotate_left(21) ^ stack.rotate_left(42))
+}
+
+/// Whether two processes run on the same memory; false when that cannot be known.
+#[must_use]
+pub fn share_memory(one: i32, other: i32) -> bool {
+    super::fds::share_memory(one, other)
+}
+
+/// Ids of all processes, in no order.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn everyone() -> io::Result<Vec<i32>> {
+    let entries = std::fs::read_dir("/proc")?;
+    Ok(entries
+        .filter_map(|entry| pid_of(entry.ok()?.file_name().as_encoded_bytes()))
+        .collect())
 }
 
 /// The parent of a process, as its id.
@@ -167,7 +195,8 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
 /// # Errors
 /// ENOENT without such a process.
 pub fn parent_of(pid: i32) -> io::Result<i32> {
-    i32::try_from(stat_field(pid, 4)?).map_err(|_| io::ErrorKind::InvalidData.into())
+    let [parent] = stat_fields(pid, [4])?;
+    i32::try_from(parent).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Bytes of the address space under long-term pins (`VmPin`): RDMA, registered io_uring buffers, VFIO.
@@ -208,16 +237,9 @@ impl Children {
     }
 
     fn list_by_parent(pid: i32) -> io::Result<Vec<i32>> {
-        let mut all = Vec::new();
-        for entry in std::fs::read_dir("/proc")? {
-            let name = entry?.file_name();
-            if let Some(id) = pid_of(name.as_encoded_bytes()) {
-                // One that ended meanwhile is no child.
-                if parent_of(id).is_ok_and(|parent| parent == pid) {
-                    all.push(id);
-                }
-            }
-        }
+        let mut all = everyone()?;
+        // One that ended meanwhile is no child.
+        all.retain(|&id| parent_of(id).is_ok_and(|parent| parent == pid));
         Ok(all)
     }
 }
@@ -227,22 +249,26 @@ fn pid_of(text: &[u8]) -> Option<i32> {
     rest.is_empty().then(|| i32::try_from(number).ok())?
 }
 
-/// Field `number` (from 1, at least 4) of `/proc/PID/stat`; the name, field 2, may hold anything.
-fn stat_field(pid: i32, number: usize) -> io::Result<u64> {
+/// Fields by number (from 1, at least 4) of `/proc/PID/stat`; the name, field 2, may hold anything.
+fn stat_fields<const N: usize>(pid: i32, numbers: [usize; N]) -> io::Result<[u64; N]> {
     let file = File::open(format!("/proc/{pid}/stat"))?;
     let mut text = [0; 1024];
     let len = read_at_start(&file, &mut text)?;
     let text = &text[..len];
-    let field = text
+    let rest = text
         .iter()
         .rposition(|&b| b == b')')
         // Behind ") " comes field 3.
-        .and_then(|end| text.get(end + 2..))
-        .and_then(|rest| rest.split(|&b| b == b' ').nth(number - 3))
-        .and_then(decimal);
-    field
-        .map(|(n, _)| n)
-        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+        .and_then(|end| text.get(end + 2..));
+    let mut fields = [0; N];
+    for (field, number) in fields.iter_mut().zip(numbers) {
+        *field = rest
+            .and_then(|rest| rest.split(|&b| b == b' ').nth(number - 3))
+            .and_then(decimal)
+            .map(|(n, _)| n)
+            .ok_or(io::ErrorKind::InvalidData)?;
+    }
+    Ok(fields)
 }
 
 fn read_at_start(file: &File, out: &mut [u8]) -> io::Result<usize> {
@@ -350,6 +376,25 @@ mod tests {
         target.syscall(libc::SYS_prctl, [name, range.start.0, 0, 0, 0]);
         assert_eq!(parent_of(target.pid).unwrap(), parent);
         assert_eq!(start_time(target.pid).unwrap(), start);
+    }
+
+    #[test]
+    fn a_child_that_has_not_started_a_program_has_its_parents_image() {
+        let target = Target::start();
+        let mine = image(me()).unwrap();
+        assert_ne!(mine, 0);
+        assert_eq!(image(target.pid).unwrap(), mine);
+        assert!(!share_memory(me(), target.pid));
+        let mut other = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
+        let id = i32::try_from(other.id()).unwrap();
+        let (listed, theirs) = (everyone(), image(id));
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(listed.unwrap().contains(&id));
+        assert_ne!(theirs.unwrap(), mine);
     }
 
     #[test]

@@ -389,7 +389,7 @@ impl Kernel {
         }
         for r in self.rings.iter_mut().flatten() {
             // The ring's thread may be awake, and see requests before it is kicked.
-            if r.visible < r.queue.len() && self.rng.one_in(4) {
+            if r.visible < r.queue.len() && !r.lost && self.rng.one_in(4) {
                 r.visible = r.queue.len();
             }
         }

@@ -80,6 +80,8 @@ pub(crate) struct Knobs {
     pub(crate) embedded: bool,
     /// Percent of ring requests that are refused.
     pub(crate) ring_refused: u64,
+    /// One in so many looks a ring ends, as with the process that it was made in; 0: never.
+    pub(crate) ring_lost: u64,
     /// One in so many operations the pager dies; 0: never.
     pub(crate) deaths: u64,
     /// One in so many named points the pager dies; 0: never.
@@ -111,7 +113,7 @@ impl Knobs {
         } else {
             0
         };
-        Self {
+        let mut knobs = Self {
             processes: if rng.percent(60) { 1 } else { 2 },
             threads: rng.between(1, 4),
             spaces_most: 5,
@@ -152,6 +154,7 @@ impl Knobs {
             store_full: pick(rng, &[0, 0, 0, 0, 0, 20]),
             embedded: rng.one_in(16),
             ring_refused: pick(rng, &[0, 0, 0, 50]),
+            ring_lost: 0,
             deaths,
             death_points: if deaths > 0 {
                 pick(rng, &[0, 10, 50, 200])
@@ -161,6 +164,11 @@ impl Knobs {
             early_detach: pick(rng, &[0, 0, 0, 400]),
             scan_every_ns: pick(rng, &[20_000, 200_000, 2_000_000]),
             input_delay_ns: pick(rng, &[0, 1_000, 100_000]),
+        };
+        if knobs.acts % 8 == 7 && knobs.ring_refused == 0 {
+            // From a number that is drawn anyway: the other seeds do what they always did.
+            knobs.ring_lost = 4;
         }
+        knobs
     }
 }

@@ -31,11 +31,21 @@ pub(crate) struct Ring {
     pub(crate) done: VecDeque<(u64, i32)>,
     /// Requests that were ever put in.
     pub(crate) requests: u32,
+    /// It has ended: what runs ends, nothing more begins.
+    pub(crate) lost: bool,
 }
 
 impl Ring {
     pub(crate) fn is_quiet(&self) -> bool {
         self.queue.is_empty() && self.running == 0
+    }
+
+    /// A request of a lost ring that will never run; none while any runs.
+    pub(crate) fn take_stranded(&mut self) -> Option<u64> {
+        if !self.lost || self.running > 0 {
+            return None;
+        }
+        self.queue.pop_front().map(|r| r.tag)
     }
 }
 
@@ -46,8 +56,20 @@ impl Kernel {
             return;
         }
         self.rings[mm] = Some(Ring::default());
+        if self.threads.iter().any(|t| t.mm == mm && t.worker) {
+            return;
+        }
         for _ in 0..self.knobs.ring_workers {
             self.threads.push(Thread::new(mm, true));
+        }
+    }
+
+    /// The process in which the ring of `mm` was made ends; `mm` lives on in another one.
+    pub(crate) fn end_ring(&mut self, mm: MmId) {
+        if let Some(r) = self.rings[mm].as_mut().filter(|r| !r.lost) {
+            r.lost = true;
+            r.visible = 0;
+            trace!(self, "ring of mm{mm} is lost");
         }
     }
 
@@ -110,7 +132,7 @@ impl Kernel {
     }
 
     pub(crate) fn kick_ring(&mut self, mm: MmId) {
-        if let Some(r) = self.rings[mm].as_mut() {
+        if let Some(r) = self.rings[mm].as_mut().filter(|r| !r.lost) {
             r.visible = r.queue.len();
         }
     }

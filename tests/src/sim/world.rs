@@ -5,7 +5,9 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
-use holo_pager::core::{FrameId, HEADS, Heads, Input, Nanos, Op, Outcome, PageLook, Source, Words};
+use holo_pager::core::{
+    FrameId, HEADS, Heads, Input, NEVER_RAN, Nanos, Op, Outcome, PageLook, Source, Words,
+};
 use holo_pager::drive::World;
 use holo_pager::store::api::PageBytes;
 use holo_proto::{Addr, AddrRange, PAGE_SUBPAGES, SpaceId, SubpageMask};
@@ -13,6 +15,7 @@ use holo_proto::{Addr, AddrRange, PAGE_SUBPAGES, SpaceId, SubpageMask};
 use super::kernel::{Kernel, trace};
 use super::mm::{MmId, Prot, UffdId};
 use super::oracle::{Content, ZERO};
+use super::ring::Ring;
 use super::store::{content_of, set_content};
 use super::thread::ThreadId;
 use super::uffd::{addresses, subpages};
@@ -201,6 +204,15 @@ impl<'m> Sim<'m> {
             self.scan();
             self.kernel.check_hangs();
         }
+        let lost = self.kernel.knobs.ring_lost;
+        if lost > 0 && self.kernel.acts_left > 0 && self.kernel.rng.one_in(lost) {
+            let mm = self.kernel.rng.index(self.kernel.mms.len());
+            // Mostly while something is on it.
+            let idle = self.kernel.rings[mm].as_ref().is_none_or(Ring::is_quiet);
+            if !idle || self.kernel.rng.one_in(20) {
+                self.kernel.end_ring(mm);
+            }
+        }
         let early = self.kernel.knobs.early_detach;
         if early > 0 && self.kernel.acts_left > 0 && self.kernel.rng.one_in(early) {
             let spaces: Vec<SpaceId> = self.fds.keys().copied().collect();
@@ -239,18 +251,30 @@ impl<'m> Sim<'m> {
             let Some(ring) = self.kernel.rings[mm].as_mut() else {
                 if quiet_wait {
                     self.quiet_wait.remove(&space);
-                    return Some(Input::RingQuiet { space, requests: 0 });
+                    self.send_at(0, Input::RingLost(space));
+                    return Some(Input::RingQuiet {
+                        space,
+                        requests: None,
+                    });
                 }
                 continue;
             };
+            if let Some(tag) = ring.take_stranded() {
+                let result = NEVER_RAN;
+                return Some(Input::RingDone { space, tag, result });
+            }
             if quiet_wait {
                 ring.done.clear();
                 if ring.is_quiet() {
                     self.quiet_wait.remove(&space);
-                    let requests = ring.requests;
+                    let requests = Some(ring.requests);
                     return Some(Input::RingQuiet { space, requests });
                 }
                 continue;
+            }
+            if ring.lost && ring.is_quiet() && ring.done.is_empty() {
+                self.kernel.rings[mm] = None;
+                return Some(Input::RingLost(space));
             }
             if !ring.done.is_empty() && self.kernel.rng.percent(60) {
                 let (tag, result) = self.kernel.rings[mm].as_mut()?.done.pop_front()?;
@@ -312,6 +336,7 @@ impl<'m> Sim<'m> {
                 let ring = self.kernel.rings[mm].as_ref();
                 self.kernel.is_readable(u)
                     || ring.is_some_and(|r| !quiet_wait && !r.done.is_empty())
+                    || ring.is_some_and(|r| r.lost && r.running == 0)
                     || (quiet_wait && ring.is_none_or(|r| r.is_quiet()))
             })
     }
@@ -664,6 +689,7 @@ fn is_about(input: &Input, about: SpaceId) -> bool {
         | Input::RingQuiet { space, .. }
         | Input::RingReady(space)
         | Input::RingRefused(space)
+        | Input::RingLost(space)
         | Input::Adopt { space, .. }
         | Input::Registered { space, .. }
         | Input::Never { space, .. }
