@@ -1150,6 +1150,7 @@ impl<S: PageStore> Core<'_, S> {
         if b.phase == Phase::Recover {
             b.started = self.now;
             self.unqueued(id, &mut b, requests);
+            self.notes.forget_last(id);
             self.waited(id, &mut b);
         }
         if let Some(s) = self.space(id) {
@@ -1175,8 +1176,9 @@ impl<S: PageStore> Core<'_, S> {
         let dropped = run
             .and(self.notes.queued(id, i))
             .and(self.notes.counted(id, i, 1));
-        self.notes.set_queued(id, i, run, false);
+        // In this order: dying between them, a successor does both again.
         self.process_drops(id, page, dropped);
+        self.notes.set_queued(id, i, run, false);
     }
 
     pub(super) fn batch_step_done(&mut self, id: SpaceId, outcome: Outcome) {

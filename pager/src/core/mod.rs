@@ -457,6 +457,7 @@ impl<'m, S: PageStore> Core<'m, S> {
                 self.unhold();
             }
             Input::RingLost(id) => {
+                self.notes.forget_last(id);
                 if let Some(s) = self.space(id) {
                     // Asked for again when it is needed.
                     s.ring = Ring::Absent;

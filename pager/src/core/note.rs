@@ -148,6 +148,11 @@ impl<'m> Notes<'m> {
         set(self.words, Self::at(space, LAST), word);
     }
 
+    /// The request of [`Notes::set_last`] is answered for, or its ring is lost: another ring counts anew.
+    pub(crate) fn forget_last(&self, space: SpaceId) {
+        set(self.words, Self::at(space, LAST), 0);
+    }
+
     /// What [`Notes::set_last`] wrote: the ring's requests with it, page of the batch, subpages.
     pub(crate) fn last(&self, space: SpaceId) -> Option<(u32, usize, SubpageMask)> {
         let word = get(self.words, Self::at(space, LAST));
