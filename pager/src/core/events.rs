@@ -5,7 +5,7 @@ use holo_proto::{Addr, AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageInde
 use super::event::Event;
 use super::fault::Fault;
 use super::map::SlotState;
-use super::space::{Life, Space, Suspect, Unsettled, shadow};
+use super::space::{Life, Ranges, Space, Suspect, shadow};
 use super::{
     Core, CrashPoint, EVERYWHERE, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome,
     StopReason, USER_END,
@@ -123,6 +123,9 @@ impl<S: PageStore> Core<'_, S> {
     /// A range was unmapped, as far as the message is about what is there now.
     fn unmapped(&mut self, id: SpaceId, range: AddrRange) {
         let Some(s) = self.space(id) else { return };
+        if let Some(own) = s.own.as_mut() {
+            own.add(range);
+        }
         if let Some(i) = s.unsettled.left.iter().position(|&r| r == range) {
             // The second message of a move, about its old place: somebody may have come there since.
             s.unsettled.left.swap_remove(i);
@@ -168,6 +171,10 @@ impl<S: PageStore> Core<'_, S> {
             || s.unsettled.displaced.overlapping(old).is_some();
         if !s.known {
             s.moves.push((old, to));
+        }
+        if let Some(own) = s.own.as_mut() {
+            own.add(old);
+            own.add(new);
         }
         // Only stale entries are left where the child has never been.
         s.suspects.retain(|x| !old.contains(x.at.start()));
@@ -263,7 +270,9 @@ impl<S: PageStore> Core<'_, S> {
             while let Some((found, entry)) = self.map.next_in(parent, at, end) {
                 at = SubpageIndex(found.0 + 1);
                 let target = SubpageIndex(found.0 - range.start.subpage().0 + to.subpage().0);
-                let free = self.map.entry(child, target) == Entry::Nothing;
+                let theirs = self.space_ref(child).and_then(|c| c.own.as_ref());
+                let free = self.map.entry(child, target) == Entry::Nothing
+                    && theirs.is_none_or(|own| own.around(target.start()).is_none());
                 if free && self.give(parent, child, target, entry) {
                     if let Some(c) = self.space(child) {
                         c.suspects.push(Suspect {
@@ -378,7 +387,12 @@ impl<S: PageStore> Core<'_, S> {
             return;
         }
         let never_heard_of: Vec<_> = s.unsettled.displaced.iter().collect();
-        s.unsettled = Unsettled::default();
+        let was = std::mem::take(&mut s.unsettled);
+        for child in was.newborn {
+            if let Some(c) = self.space(child) {
+                c.own = None;
+            }
+        }
         self.clear_graves(|g| g.space == id);
         self.notes.set_left(id, &[]);
         for part in never_heard_of {
@@ -439,6 +453,7 @@ impl<S: PageStore> Core<'_, S> {
         self.crash(CrashPoint::ForkCopied);
         let mut space = Box::new(Space::new(child, false, self.tracked_pages));
         space.suspects = suspects;
+        space.own = Some(Ranges::new());
         if let Some(p) = self.space(parent) {
             p.unsettled.newborn.push(child);
             space.regions = p.regions.clone();

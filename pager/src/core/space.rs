@@ -104,6 +104,8 @@ pub(crate) struct Space {
     /// While it is not known: what it moved since the fork, from where and to where.
     pub(crate) moves: Vec<(AddrRange, Addr)>,
     pub(crate) unsettled: Unsettled,
+    /// Of a fork's child whose parent is unsettled: what it moved or unmapped itself.
+    pub(crate) own: Option<Ranges>,
     /// Of a fork's child: subpages of which it is to be found out whether the child has them at all, with
     /// the place that tells.
     pub(crate) suspects: Vec<Suspect>,
@@ -151,6 +153,7 @@ impl Space {
             known,
             moves: Vec::new(),
             unsettled: Unsettled::default(),
+            own: None,
             suspects: Vec::new(),
             regions: Ranges::new(),
             hearsay: Ranges::new(),
