@@ -5,7 +5,7 @@ use holo_proto::{Addr, AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageInde
 use super::event::Event;
 use super::fault::Fault;
 use super::map::SlotState;
-use super::space::{Life, Ranges, Space, Suspect, shadow};
+use super::space::{Life, Ranges, Space, Suspect, Youth, shadow};
 use super::{
     Core, CrashPoint, EVERYWHERE, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome,
     StopReason, USER_END,
@@ -123,8 +123,8 @@ impl<S: PageStore> Core<'_, S> {
     /// A range was unmapped, as far as the message is about what is there now.
     fn unmapped(&mut self, id: SpaceId, range: AddrRange) {
         let Some(s) = self.space(id) else { return };
-        if let Some(own) = s.own.as_mut() {
-            own.add(range);
+        if let Some(youth) = s.youth.as_mut() {
+            youth.own.add(range);
         }
         if let Some(i) = s.unsettled.left.iter().position(|&r| r == range) {
             // The second message of a move, about its old place: somebody may have come there since.
@@ -172,9 +172,9 @@ impl<S: PageStore> Core<'_, S> {
         if !s.known {
             s.moves.push((old, to));
         }
-        if let Some(own) = s.own.as_mut() {
-            own.add(old);
-            own.add(new);
+        if let Some(youth) = s.youth.as_mut() {
+            youth.own.add(old);
+            youth.own.add(new);
         }
         // Only stale entries are left where the child has never been.
         s.suspects.retain(|x| !old.contains(x.at.start()));
@@ -253,6 +253,7 @@ impl<S: PageStore> Core<'_, S> {
                     c.suspects.push(Suspect {
                         at: found,
                         witness: found,
+                        if_there: true,
                     });
                 }
             }
@@ -262,22 +263,40 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
-    /// The children that were forked just now may have what is in `range` at its new place.
+    /// The children that were forked just now may have what is in `range` at its new place: if they were forked
+    /// after the move, which is why the old place is not theirs. One that has changed the old place itself
+    /// tells by what it has at the new one, unless that was there before.
     fn doubt_move(&mut self, parent: SpaceId, range: AddrRange, to: Addr) {
         let end = range.end_subpage();
         for child in self.newborn(parent) {
-            let mut at = range.start.subpage();
-            while let Some((found, entry)) = self.map.next_in(parent, at, end) {
-                at = SubpageIndex(found.0 + 1);
+            let mut source = range.start.subpage();
+            while let Some((found, entry)) = self.map.next_in(parent, source, end) {
+                source = SubpageIndex(found.0 + 1);
                 let target = SubpageIndex(found.0 - range.start.subpage().0 + to.subpage().0);
-                let theirs = self.space_ref(child).and_then(|c| c.own.as_ref());
-                let free = self.map.entry(child, target) == Entry::Nothing
-                    && theirs.is_none_or(|own| own.around(target.start()).is_none());
-                if free && self.give(parent, child, target, entry) {
-                    if let Some(c) = self.space(child) {
+                let Some(y) = self.space_ref(child).and_then(|c| c.youth.as_ref()) else {
+                    break;
+                };
+                let its_own = |at: SubpageIndex| y.own.around(at.start()).is_some();
+                let occupied = y.inherited.around(target.start()).is_some();
+                let by_old_place = !its_own(found);
+                let nobody_knows = its_own(target) || occupied && !by_old_place;
+                if nobody_knows
+                    || self.map.entry(child, target) != Entry::Nothing
+                    || !self.give(parent, child, target, entry)
+                {
+                    continue;
+                }
+                if let Some(c) = self.space(child) {
+                    c.suspects.push(Suspect {
+                        at: target,
+                        witness: target,
+                        if_there: true,
+                    });
+                    if by_old_place {
                         c.suspects.push(Suspect {
                             at: target,
-                            witness: target,
+                            witness: found,
+                            if_there: false,
                         });
                     }
                 }
@@ -390,7 +409,7 @@ impl<S: PageStore> Core<'_, S> {
         let was = std::mem::take(&mut s.unsettled);
         for child in was.newborn {
             if let Some(c) = self.space(child) {
-                c.own = None;
+                c.youth = None;
             }
         }
         self.clear_graves(|g| g.space == id);
@@ -447,16 +466,23 @@ impl<S: PageStore> Core<'_, S> {
                 break;
             }
             if free {
-                suspects.push(Suspect { at, witness });
+                suspects.push(Suspect {
+                    at,
+                    witness,
+                    if_there: true,
+                });
             }
         }
         self.crash(CrashPoint::ForkCopied);
         let mut space = Box::new(Space::new(child, false, self.tracked_pages));
         space.suspects = suspects;
-        space.own = Some(Ranges::new());
         if let Some(p) = self.space(parent) {
             p.unsettled.newborn.push(child);
             space.regions = p.regions.clone();
+            space.youth = Some(Youth {
+                own: Ranges::new(),
+                inherited: p.regions.clone(),
+            });
             for r in p.unsettled.changed.iter() {
                 space.regions.remove(r);
             }
@@ -508,13 +534,17 @@ impl<S: PageStore> Core<'_, S> {
         if outcome == Outcome::EventsPending {
             return self.events_pending(id);
         }
-        let Some(Suspect { at, .. }) = self.space(id).and_then(|s| s.suspects.pop()) else {
+        let Some(Suspect { at, if_there, .. }) = self.space(id).and_then(|s| s.suspects.pop())
+        else {
             return;
         };
         match outcome {
             Outcome::Gone => self.gone(id),
-            Outcome::Done => {}
-            _ => self.set_entry(id, at, Entry::Nothing),
+            there => {
+                if (there == Outcome::Done) != if_there {
+                    self.set_entry(id, at, Entry::Nothing);
+                }
+            }
         }
         self.unhold();
     }

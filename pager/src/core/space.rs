@@ -88,11 +88,21 @@ impl Unsettled {
     }
 }
 
-/// A subpage whose entry a fork's child has only if something is registered at the witness.
+/// A subpage whose entry a fork's child has only if something is registered at the witness, or if nothing is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Suspect {
     pub(crate) at: SubpageIndex,
     pub(crate) witness: SubpageIndex,
+    pub(crate) if_there: bool,
+}
+
+/// What tells a fork's child from its parent while the parent is unsettled.
+#[derive(Default)]
+pub(crate) struct Youth {
+    /// What it moved or unmapped itself.
+    pub(crate) own: Ranges,
+    /// What the parent had, as far as was known when the fork's message was read.
+    pub(crate) inherited: Ranges,
 }
 
 /// One address space.
@@ -104,8 +114,8 @@ pub(crate) struct Space {
     /// While it is not known: what it moved since the fork, from where and to where.
     pub(crate) moves: Vec<(AddrRange, Addr)>,
     pub(crate) unsettled: Unsettled,
-    /// Of a fork's child whose parent is unsettled: what it moved or unmapped itself.
-    pub(crate) own: Option<Ranges>,
+    /// Of a fork's child whose parent is unsettled.
+    pub(crate) youth: Option<Youth>,
     /// Of a fork's child: subpages of which it is to be found out whether the child has them at all, with
     /// the place that tells.
     pub(crate) suspects: Vec<Suspect>,
@@ -153,7 +163,7 @@ impl Space {
             known,
             moves: Vec::new(),
             unsettled: Unsettled::default(),
-            own: None,
+            youth: None,
             suspects: Vec::new(),
             regions: Ranges::new(),
             hearsay: Ranges::new(),
