@@ -49,7 +49,7 @@ impl<S: PageStore> Core<'_, S> {
                 alone: false,
             }),
             Event::Fork { fd } => self.forked(id, fd, seq),
-            Event::Remap { from, to, len } => self.moved(id, from, to, len),
+            Event::Remap { from, to, len } => self.moved(id, (from, to, len), seq),
             Event::Remove(range) => self.removed(id, range, seq),
             Event::Unmap(range) => self.unmapped(id, range),
         }
@@ -157,7 +157,7 @@ impl<S: PageStore> Core<'_, S> {
 
     /// The pages of `from` are at `to` now. Entry by entry, and a moved one is gone from its old place:
     /// the second application finds only what the first did not reach.
-    fn moved(&mut self, id: SpaceId, from: Addr, to: Addr, len: u64) {
+    fn moved(&mut self, id: SpaceId, (from, to, len): (Addr, Addr, u64), seq: u32) {
         let old = AddrRange {
             start: from,
             end: from.offset(len),
@@ -203,6 +203,13 @@ impl<S: PageStore> Core<'_, S> {
                 s.unsettled.displaced.add(part);
             }
         }
+        // What is left there was heard of, or inherited, and is older than the move: ioctls fail from its beginning
+        // until its message is read.
+        if !self.notes.is_cleared(id, seq) {
+            self.forget_range(id, new);
+            self.crash(CrashPoint::NewPlaceCleared);
+            self.notes.set_cleared(id, seq);
+        }
         for part in aside {
             self.move_entries(id, shadow(part), to.offset(part.start.0 - from.0));
         }
@@ -240,6 +247,7 @@ impl<S: PageStore> Core<'_, S> {
         s.sweep_after = super::Nanos(0);
         let left = s.unsettled.left.clone();
         self.notes.set_left(id, &left);
+        self.crash(CrashPoint::Moved);
     }
 
     /// The children that were forked just now may or may not have what was in `range`.
@@ -391,6 +399,7 @@ impl<S: PageStore> Core<'_, S> {
             at = SubpageIndex(found.0 + 1);
             let target = SubpageIndex(found.0 - from.start.subpage().0 + to.subpage().0);
             self.set_entry(id, target, entry);
+            self.crash(CrashPoint::EntryMoving);
             // The reference moves along: what the old place held is not given back.
             if self.map.replace(id, found, Entry::Nothing).is_err() {
                 self.stop(id, StopReason::TooLarge);
