@@ -731,6 +731,8 @@ impl<'m, S: PageStore> Core<'m, S> {
                     );
                     at = known.map_or(range.end, |r| r.end);
                 }
+                // Whoever is forked from now on has this, and not what was here before.
+                self.clear_graves(|g| g.space == id && range.contains(g.witness.start()));
                 if let Some(s) = self.space(id) {
                     for known in s.regions.iter().filter(|r| r.overlaps(range)) {
                         s.unsettled.reborn.add(known.intersect(range));
