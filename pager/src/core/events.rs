@@ -7,7 +7,7 @@ use super::fault::Fault;
 use super::map::SlotState;
 use super::space::{Life, Ranges, Space, Suspect, Youth, shadow};
 use super::{
-    Core, CrashPoint, EVERYWHERE, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome,
+    Core, CrashPoint, EVERYWHERE, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome, SPACES,
     StopReason, USER_END,
 };
 use crate::store::api::PageStore;
@@ -407,6 +407,47 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
+    /// The fork that made `id` wiped `range`, or left it out: so it did for children that `id` had before this was
+    /// known.
+    pub(super) fn wiped(&mut self, id: SpaceId, range: AddrRange) {
+        for child in self.all_spaces() {
+            let unknown = self.space_ref(child).filter(|s| !s.known);
+            for r in unknown
+                .map_or_else(Ranges::new, |s| s.since_fork(id, range))
+                .iter()
+            {
+                self.forget_range(child, r);
+            }
+        }
+    }
+
+    /// Is all known of a fork's child? Only together with its parent.
+    pub(super) fn child_told(&mut self, id: SpaceId) {
+        let Some(s) = self.space(id) else { return };
+        if s.told && s.waits_for.is_none() {
+            s.known = true;
+            s.moves = Vec::new();
+            s.lineage = Vec::new();
+            self.map.settle_fork(id);
+            self.unhold();
+            self.release_children(id);
+        }
+    }
+
+    /// Nothing more is said about the fork that made `id`.
+    pub(super) fn release_children(&mut self, id: SpaceId) {
+        for child in self.all_spaces() {
+            if let Some(s) = self.space(child).filter(|s| s.waits_for == Some(id)) {
+                s.waits_for = None;
+                self.child_told(child);
+            }
+        }
+    }
+
+    fn all_spaces(&self) -> impl Iterator<Item = SpaceId> + use<S> {
+        (0..u16::MAX).take(SPACES).map(SpaceId)
+    }
+
     /// An operation that fails while any change of mappings is under way has not failed: every message is
     /// applied, whatever their order.
     pub(super) fn settled(&mut self, id: SpaceId) {
@@ -486,6 +527,12 @@ impl<S: PageStore> Core<'_, S> {
         let mut space = Box::new(Space::new(child, false, self.tracked_pages));
         space.suspects = suspects;
         if let Some(p) = self.space(parent) {
+            if !p.known {
+                space.moves = p.moves.clone();
+                space.lineage = p.lineage.clone();
+                space.lineage.push((child, p.moves.len()));
+                space.waits_for = Some(parent);
+            }
             p.unsettled.newborn.push(child);
             space.regions = p.regions.clone();
             space.youth = Some(Youth {

@@ -489,20 +489,11 @@ impl<'m, S: PageStore> Core<'m, S> {
             Input::Never { space, range } => self.never(space, range),
             Input::ChildKnown(id) => {
                 if let Some(s) = self.space(id) {
-                    s.known = true;
-                    s.moves = Vec::new();
-                    self.map.settle_fork(id);
+                    s.told = true;
                 }
-                self.unhold();
+                self.child_told(id);
             }
-            Input::Wiped { space, range } => {
-                let unknown = self.space_ref(space).filter(|s| !s.known);
-                if let Some(now) = unknown.map(|s| s.since_fork(range)) {
-                    for r in now.iter() {
-                        self.forget_range(space, r);
-                    }
-                }
-            }
+            Input::Wiped { space, range } => self.wiped(space, range),
             Input::Quiesced { space, count } => {
                 if let Some(s) = self.space(space) {
                     s.quiesce_count = s.quiesce_count.max(count);
@@ -546,6 +537,7 @@ impl<'m, S: PageStore> Core<'m, S> {
         else {
             return;
         };
+        self.release_children(id);
         if let Some(b) = s.batch.take() {
             for f in b.frames() {
                 self.frames.drop_hold(f);

@@ -111,8 +111,15 @@ pub(crate) struct Space {
     pub(crate) life: Life,
     /// A fork's child whose wiped ranges are not known yet gets no stored bytes.
     pub(crate) known: bool,
-    /// While it is not known: what it moved since the fork, from where and to where.
+    /// While it is not known: what it moved since the fork, from where and to where; before that, what parents
+    /// had moved that were not known either.
     pub(crate) moves: Vec<(AddrRange, Addr)>,
+    /// Whose moves these are, from which one on: the oldest parent that was not known first, itself last.
+    pub(crate) lineage: Vec<(SpaceId, usize)>,
+    /// The parent, while that is not known: what its fork wiped is not this child's either.
+    pub(crate) waits_for: Option<SpaceId>,
+    /// The shell has said all that it knows.
+    pub(crate) told: bool,
     pub(crate) unsettled: Unsettled,
     /// Of a fork's child whose parent is unsettled.
     pub(crate) youth: Option<Youth>,
@@ -162,6 +169,9 @@ impl Space {
             life: Life::Serving,
             known,
             moves: Vec::new(),
+            lineage: vec![(id, 0)],
+            waits_for: None,
+            told: false,
             unsettled: Unsettled::default(),
             youth: None,
             suspects: Vec::new(),
@@ -203,10 +213,13 @@ impl Space {
     }
 
     /// Where that is now which was in `range` when the process was forked.
-    pub(crate) fn since_fork(&self, range: AddrRange) -> Ranges {
+    pub(crate) fn since_fork(&self, of: SpaceId, range: AddrRange) -> Ranges {
         let mut now = Ranges::new();
+        let Some(&(_, first)) = self.lineage.iter().find(|l| l.0 == of) else {
+            return now;
+        };
         now.add(range);
-        for &(from, to) in &self.moves {
+        for &(from, to) in &self.moves[first..] {
             let along: Vec<_> = now
                 .iter()
                 .map(|r| r.intersect(from))
