@@ -4,7 +4,7 @@
 //! themselves; what takes longer is passed to the control thread as an [`Errand`].
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 use holo_proto::{AddrRange, PAGE_LEN, PageIndex, SUBPAGE_BYTES, SUBPAGE_LEN, SpaceId};
 
@@ -96,6 +96,8 @@ pub(crate) enum Command {
     },
     /// The process in which the space's ring was made, if any, has ended, and its threads with it.
     RingLost(SpaceId),
+    /// Do nothing, hold nothing: from one wait there to the next.
+    Rest(Arc<Barrier>),
     /// End the loop.
     Finish,
 }
