@@ -951,6 +951,7 @@ impl Watch {
                 let started = clock::monotonic_ns();
                 if let Ok(survey) = scan::survey(pid, &m.never) {
                     m.left_bytes = survey.left_bytes;
+                    found.extend(survey.take_small.iter().map(|&range| (space, range)));
                     surveyed.push(survey);
                 }
                 let cost = clock::monotonic_ns() - started;
