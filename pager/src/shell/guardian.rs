@@ -271,21 +271,20 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, String> {
         Ask::MakeRing { pid, uffd } => {
             let made = attach::make_ring(pid, RING_ENTRIES).map_err(text)?;
             control.max(Scalar::StopMaxUs, made.stop_us);
-            let ring = table::leave(made.fd);
-            match control.record(uffd) {
-                Some(r) => {
-                    control.put_record(&Record {
-                        ring,
-                        params: made.params,
-                        ..r
-                    });
-                    Ok(i64::from(ring))
-                }
-                None => {
-                    table::close(ring);
-                    Err("the process is no longer held".to_owned())
-                }
+            let r = control
+                .record(uffd)
+                .ok_or("the process is no longer held")?;
+            // What it advises is done to the memory that the process had then: it must be the held one.
+            if procfs::image(pid).is_ok_and(|image| image != r.image) {
+                return Err(format!("process {pid} has started another program"));
             }
+            let ring = table::leave(made.fd);
+            control.put_record(&Record {
+                ring,
+                params: made.params,
+                ..r
+            });
+            Ok(i64::from(ring))
         }
         Ask::Quiesce { pid } => attach::quiesce(pid)
             .map(|us| i64::try_from(us).unwrap_or(i64::MAX))
