@@ -169,12 +169,11 @@ fn wait_for(session: &Session, signals: &Signals, child: &mut Child, pid: i32) -
             if let Ok(Some(ended @ (Ended::Code(_) | Ended::Signal(_)))) = spawn::wait(pid, false) {
                 return ended;
             }
-            if session.holds_something() {
+            for held in session.kill_held() {
                 eprintln!(
-                    "holo-exec: the pager and its guardian both died; process {pid} was killed, because \
-                     part of its memory was with them"
+                    "holo-exec: holo's pager, guardian and warden all died; process {held} was killed, \
+                     because part of its memory was with them"
                 );
-                let _ = spawn::signal(pid, libc::SIGKILL);
             }
         }
     }

@@ -17,7 +17,9 @@ mod unnoticed;
 #[path = "attach/without.rs"]
 mod without;
 
-use holo_pager::sys::attach::{advise_self, drop_keeper, make_ring, quiesce, take_hold};
+use holo_pager::sys::attach::{
+    AttachError, advise_self, drop_keeper, make_ring, quiesce, take_hold,
+};
 use support::{Target, print_distribution};
 
 /// Rounds of everything on one busy program.
@@ -85,4 +87,21 @@ fn a_program_of_eight_threads_notices_nothing() {
         "semtimedop",
     ];
     notices_nothing(&kinds, 8 * rounds());
+}
+
+#[test]
+fn a_process_that_starts_programs_all_the_time_is_not_refused_for_it() {
+    let again = r#"exec sh -c "$0" "$0""#;
+    let target = Target::start(std::process::Command::new("sh").args(["-c", again, again]));
+    let mut taken = 0;
+    for _ in 0..8 * rounds() {
+        match take_hold(target.pid) {
+            // The next exec closes what it keeps.
+            Ok(_) => taken += 1,
+            Err(AttachError::Changed { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    println!("taken {taken} times");
+    assert!(taken > 0);
 }

@@ -40,7 +40,7 @@ scalars! {
     LineFd = 5,
     /// ... of the guardian's end of it.
     GuardianLineFd = 6,
-    /// ... of the pipe whose other end the warden watches.
+    /// ... of the pipe at whose other end `holo-exec` sees that nobody is left.
     AliveFd = 7,
     /// ... of the file or stream for messages to the user.
     MessagesFd = 8,
@@ -100,8 +100,24 @@ scalars! {
     ReportFd = 43,
     /// The first process has ended and all of it is counted.
     RootGone = 44,
-    /// Descriptor number plus one of the guardian's pidfd of the pager; 0 until it watches this one.
+    /// Descriptor number plus one of the guardian's pidfd of the pager.
     GuardianWatchFd = 45,
+    /// ... of the guardian's pidfd of the warden.
+    GuardianWardenFd = 47,
+    /// ... of the warden's pidfd of the guardian that started it; 0 until it watches.
+    WardenWatchFd = 48,
+    /// Process id of the warden.
+    WardenPid = 49,
+    /// The pager for whose sake the guardian leaves the table of descriptors alone.
+    TableLeftTo = 50,
+    /// The pager that closed what its predecessors had left in the table.
+    TableCleanedBy = 51,
+    /// The pager's request that a guardian began last.
+    AskBegun = 52,
+    /// The guardian that began it.
+    AskBegunBy = 53,
+    /// Descriptor number plus one of the pipe to the command line that waits for the start.
+    AnswerFd = 54,
     /// All that was attached was asked to be detached.
     Detaching = 41,
     /// The command line is stopped, or about to, because the command was.
@@ -151,6 +167,14 @@ impl Control {
 
     pub(crate) fn add(&self, s: Scalar, value: u64) {
         self.words[SCALARS + s as usize].fetch_add(value, Ordering::AcqRel);
+    }
+
+    /// Puts `to` in the place of `from`; false if that is not there.
+    pub(crate) fn replace_pid(&self, s: Scalar, from: i32, to: i32) -> bool {
+        let word = |pid| u64::try_from(pid).unwrap_or(0);
+        self.words[SCALARS + s as usize]
+            .compare_exchange(word(from), word(to), Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 
     pub(crate) fn max(&self, s: Scalar, value: u64) {

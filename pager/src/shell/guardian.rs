@@ -1,25 +1,28 @@
-//! The guardian: it keeps the descriptors when the pager dies, starts the successor, and does what must
-//! not be cut off half-way.
+//! The guardian's work: what must not be cut off half-way.
 //!
 //! Injecting system calls into a process means changing its registers; a tracer that is killed then
 //! leaves a wreck. So the guardian injects, and the pager, the one that people and bugs kill, only asks.
 //! The guardian has one thread (between injections), which is what makes starting a successor by
 //! `clone` safe.
 
-use std::os::fd::AsRawFd as _;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use super::control::{Control, Record, Scalar};
-use crate::sys::advise::PidFd;
+use super::live::{Command, Queue};
+use super::post::Post;
 use crate::sys::attach::{self, AttachError};
 use crate::sys::uffd::Uffd;
 use crate::sys::{clock, procfs, spawn, table};
 
 /// Requests that a ring holds: a batch with eight runs a page.
 const RING_ENTRIES: u32 = 256;
-/// How long the pager waits for an answer before it takes the guardian for dead.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the pager waits for an answer of a guardian that lives.
+const PATIENCE_NS: u64 = 10_000_000_000;
+/// How often it looks meanwhile, and otherwise, whether that is so.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What the pager asks of the guardian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,110 +63,168 @@ impl Ask {
 
 /// The pager's end of the line to the guardian.
 pub(crate) struct Line {
+    post: Post,
     socket: UnixDatagram,
+    /// The serving thread's.
+    commands: Arc<Queue<Command>>,
+    /// Where it rests.
+    rest: Arc<Barrier>,
     count: u64,
+    next_look_ns: u64,
+}
+
+/// Why there is no answer.
+enum Unanswered {
+    /// A guardian died over it. What it did of it is in the records.
+    CutOff,
+    No(String),
 }
 
 impl Line {
-    pub(crate) fn new(socket: UnixDatagram) -> std::io::Result<Self> {
-        socket.set_read_timeout(Some(PATIENCE))?;
+    pub(crate) fn new(
+        post: Post,
+        socket: UnixDatagram,
+        commands: Arc<Queue<Command>>,
+    ) -> std::io::Result<Self> {
+        socket.set_read_timeout(Some(LOOK))?;
         Ok(Self {
+            post,
             socket,
+            commands,
+            rest: Arc::new(Barrier::new(2)),
             count: clock::monotonic_ns(),
+            next_look_ns: 0,
         })
     }
 
-    /// Asks and waits for the answer.
+    /// Asks and waits for the answer; asks again where a guardian dies over it.
     pub(crate) fn ask(&mut self, ask: Ask) -> Result<i64, String> {
+        let before: Vec<Record> = self.post.control.records().collect();
+        loop {
+            match self.ask_once(ask) {
+                Ok(value) => return Ok(value),
+                Err(Unanswered::No(why)) => return Err(why),
+                Err(Unanswered::CutOff) => {
+                    if let Some(value) = self.done_before(ask, &before) {
+                        return Ok(value);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a guardian finished before it died.
+    fn done_before(&self, ask: Ask, before: &[Record]) -> Option<i64> {
+        let mut new = self
+            .post
+            .control
+            .records()
+            .filter(|r| before.iter().all(|b| (b.uffd, b.ring) != (r.uffd, r.ring)));
+        match ask {
+            Ask::TakeHold { pid } => new.find(|r| r.pid == pid).map(|r| r.uffd.into()),
+            Ask::MakeRing { uffd, .. } => new.find(|r| r.uffd == uffd).map(|r| r.ring.into()),
+            Ask::Quiesce { .. } | Ask::DropKeeper { .. } => None,
+        }
+    }
+
+    fn ask_once(&mut self, ask: Ask) -> Result<i64, Unanswered> {
+        let control = self.post.control;
         self.count += 1;
-        let text = format!("{} {}", self.count, ask.encode());
-        self.socket
-            .send(text.as_bytes())
-            .map_err(|e| format!("holo's guardian process cannot be asked: {e}"))?;
+        let text = format!("{} {} {}", self.count, spawn::own_pid(), ask.encode());
+        let send = |line: &Self| {
+            line.socket.send(text.as_bytes()).map_err(|e| {
+                Unanswered::No(format!("holo's guardian process cannot be asked: {e}"))
+            })
+        };
+        let mut asked = control.pid(Scalar::GuardianPid);
+        send(self)?;
+        let mut until = clock::monotonic_ns() + PATIENCE_NS;
         loop {
             let mut buffer = [0; 2048];
-            let len = self
-                .socket
-                .recv(&mut buffer)
-                .map_err(|e| format!("holo's guardian process does not answer: {e}"))?;
-            let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
-            let mut parts = text.splitn(3, ' ');
-            let (count, kind, rest) = (parts.next(), parts.next(), parts.next().unwrap_or(""));
-            if count.and_then(|c| c.parse().ok()) != Some(self.count) {
-                continue; // an answer to a dead predecessor's question
+            match self.socket.recv(&mut buffer) {
+                Ok(len) => {
+                    let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+                    let mut parts = text.splitn(3, ' ');
+                    let (count, kind) = (parts.next(), parts.next());
+                    let rest = parts.next().unwrap_or("");
+                    if count.and_then(|c| c.parse().ok()) != Some(self.count) {
+                        continue; // an answer to a dead predecessor's question
+                    }
+                    return match kind {
+                        Some("ok") => Ok(rest.parse().unwrap_or(0)),
+                        _ => Err(Unanswered::No(rest.to_owned())),
+                    };
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock && clock::monotonic_ns() < until => {}
+                Err(e) => {
+                    let why = format!("holo's guardian process does not answer: {e}");
+                    return Err(Unanswered::No(why));
+                }
             }
-            return match kind {
-                Some("ok") => Ok(rest.parse().unwrap_or(0)),
-                _ => Err(rest.to_owned()),
-            };
+            self.look_after_guardian();
+            let now = control.pid(Scalar::GuardianPid);
+            if control.get(Scalar::AskBegun) == self.count {
+                if control.pid(Scalar::AskBegunBy) != now {
+                    return Err(Unanswered::CutOff);
+                }
+            } else if asked != now {
+                // It may be on the line still, or lost with the one who took it from there: the next one
+                // does it once.
+                asked = now;
+                until = clock::monotonic_ns() + PATIENCE_NS;
+                send(self)?;
+            }
         }
     }
-}
 
-/// Guards until the pager is done. `successor` runs in each new pager process.
-pub(crate) fn guard(
-    control: Control,
-    line: &UnixDatagram,
-    mut pager: i32,
-    successor: impl Fn() -> i32,
-) -> i32 {
-    loop {
-        watch_one(control, line, pager);
-        if control.get(Scalar::Done) != 0 {
-            return 0;
-        }
-        if !restart(control, &mut pager, &successor) {
-            return 1;
-        }
-    }
-}
-
-/// Answers one pager until it ends.
-fn watch_one(control: Control, line: &UnixDatagram, pager: i32) {
-    // Without a pidfd it is gone already.
-    let Ok(pidfd) = PidFd::open(pager) else {
-        return;
-    };
-    control.set_fd(Scalar::GuardianWatchFd, pidfd.as_raw_fd());
-    loop {
-        let ready = spawn::poll_readable(&[pidfd.as_raw_fd(), line.as_raw_fd()], None);
-        if ready & 2 != 0 {
-            answer(control, line);
-        }
-        if ready & 1 != 0 {
+    /// Starts a guardian when nobody else is left who could.
+    pub(crate) fn look_after_guardian(&mut self) {
+        let now = clock::monotonic_ns();
+        if now < self.next_look_ns {
             return;
         }
-    }
-}
-
-fn restart(control: Control, pager: &mut i32, successor: &impl Fn() -> i32) -> bool {
-    let _ = spawn::wait(*pager, true);
-    if control.get(Scalar::Ready) == 0 {
-        return false; // it died before there was anything to take over
-    }
-    control.add(Scalar::CpuOfDead, control.get(Scalar::CpuOfPager));
-    control.set(Scalar::CpuOfPager, 0);
-    control.add(Scalar::Takeovers, 1);
-    control.set(Scalar::GuardianWatchFd, 0);
-    match spawn::spawn_sharing_descriptors(successor) {
-        Ok(pid) => {
-            *pager = pid;
-            control.set_pid(Scalar::PagerPid, pid);
-            true
+        self.next_look_ns = now + u64::try_from(LOOK.as_nanos()).unwrap_or(u64::MAX);
+        if !self.post.is_alone() {
+            return;
         }
-        Err(_) => false,
+        // A process is started from this thread alone: whatever lock the other one held, it would
+        // hold in there for ever.
+        let mut command = Command::Rest(Arc::clone(&self.rest));
+        while let Err(back) = self.commands.push(command) {
+            command = back;
+            std::thread::yield_now();
+        }
+        self.rest.wait();
+        self.post.replace_guardian();
+        self.rest.wait();
     }
 }
 
-fn answer(control: Control, line: &UnixDatagram) {
+/// The guardian's end of the line, for the one guardian that there is.
+pub(crate) fn line(control: Control) -> Option<UnixDatagram> {
+    let fd = table::claim(control.fd(Scalar::GuardianLineFd)?)?;
+    Some(UnixDatagram::from(fd))
+}
+
+/// Does what the pager asks, and says what came of it.
+pub(crate) fn answer(control: Control, line: &UnixDatagram) {
     let mut buffer = [0; 256];
     let Ok(len) = line.recv(&mut buffer) else {
         return;
     };
     let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
-    let Some((count, ask)) = text.split_once(' ') else {
+    let mut parts = text.splitn(3, ' ');
+    let mut number = || parts.next().and_then(|n| n.parse::<u64>().ok());
+    let (Some(count), Some(asker)) = (number(), number()) else {
         return;
     };
+    // A dead pager does not want it any more; a living one asks again when a guardian dies.
+    if asker != control.get(Scalar::PagerPid) || count <= control.get(Scalar::AskBegun) {
+        return;
+    }
+    control.set_pid(Scalar::AskBegunBy, spawn::own_pid());
+    control.set(Scalar::AskBegun, count);
+    let ask = parts.next().unwrap_or("");
     let result = match Ask::decode(ask) {
         Some(ask) => carry_out(control, ask),
         None => Err(format!("holo's guardian does not understand {ask:?}")),
@@ -210,21 +271,20 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, String> {
         Ask::MakeRing { pid, uffd } => {
             let made = attach::make_ring(pid, RING_ENTRIES).map_err(text)?;
             control.max(Scalar::StopMaxUs, made.stop_us);
-            let ring = table::leave(made.fd);
-            match control.record(uffd) {
-                Some(r) => {
-                    control.put_record(&Record {
-                        ring,
-                        params: made.params,
-                        ..r
-                    });
-                    Ok(i64::from(ring))
-                }
-                None => {
-                    table::close(ring);
-                    Err("the process is no longer held".to_owned())
-                }
+            let r = control
+                .record(uffd)
+                .ok_or("the process is no longer held")?;
+            // What it advises is done to the memory that the process had then: it must be the held one.
+            if procfs::image(pid).is_ok_and(|image| image != r.image) {
+                return Err(format!("process {pid} has started another program"));
             }
+            let ring = table::leave(made.fd);
+            control.put_record(&Record {
+                ring,
+                params: made.params,
+                ..r
+            });
+            Ok(i64::from(ring))
         }
         Ask::Quiesce { pid } => attach::quiesce(pid)
             .map(|us| i64::try_from(us).unwrap_or(i64::MAX))

@@ -4,7 +4,7 @@
 //! themselves; what takes longer is passed to the control thread as an [`Errand`].
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 use holo_proto::{AddrRange, PAGE_LEN, PageIndex, SUBPAGE_BYTES, SUBPAGE_LEN, SpaceId};
 
@@ -96,6 +96,8 @@ pub(crate) enum Command {
     },
     /// The process in which the space's ring was made, if any, has ended, and its threads with it.
     RingLost(SpaceId),
+    /// Do nothing, hold nothing: from one wait there to the next.
+    Rest(Arc<Barrier>),
     /// End the loop.
     Finish,
 }
@@ -282,22 +284,20 @@ impl Live {
 
     /// A descriptor that can be read, looked for at most every [`LOOK_EVERY_NS`].
     fn poll_descriptors(&mut self) -> Option<Input> {
-        let now = clock::monotonic_ns();
-        if now < self.looked_ns + LOOK_EVERY_NS {
+        if clock::monotonic_ns() < self.looked_ns + LOOK_EVERY_NS {
             return None;
         }
-        self.looked_ns = now;
-        for k in 0..SPACES {
+        let found = (0..SPACES).find_map(|k| {
             let i = (self.turn + k) % SPACES;
-            let (Some(t), Ok(n)) = (&self.targets[i], u16::try_from(i)) else {
-                continue;
-            };
-            if spawn::poll_readable(&[t.uffd.as_raw_fd()], Some(0)) != 0 {
-                self.turn = i + 1;
-                return Some(Input::Readable(SpaceId(n)));
-            }
-        }
-        None
+            let uffd = &self.targets[i].as_ref()?.uffd;
+            let readable = spawn::poll_readable(&[uffd.as_raw_fd()], Some(0)) != 0;
+            readable.then_some(i)
+        });
+        // From the end of the look on: one that took long must not be followed by another, and another.
+        self.looked_ns = clock::monotonic_ns();
+        let i = found?;
+        self.turn = i + 1;
+        u16::try_from(i).ok().map(|n| Input::Readable(SpaceId(n)))
     }
 
     fn copy(&mut self, op: &Op) -> Option<Outcome> {

@@ -5,8 +5,10 @@
 //!      |  fork                                   |  fork, own session
 //!      v                                         v
 //!  guardian --clone(CLONE_FILES)--> pager --- control thread: watches, scans, matches children (watch)
-//!      ^   injects for the pager      |   \-- serving thread: the core and nothing else (serve)
-//!      |   starts the successor       |
+//!   |  ^   injects for the pager      |   \-- serving thread: the core and nothing else (serve)
+//!   |  |   starts the successor       |
+//!   v  |                              |
+//!  warden: starts the next guardian   |
 //!      +--- one descriptor table -----+---- memfds: control block, map, journal, notes, frames, store
 //! ```
 //!
@@ -21,8 +23,10 @@ mod console;
 mod control;
 mod family;
 mod guardian;
+mod killing;
 mod limits;
 mod live;
+mod post;
 mod report;
 mod scan;
 mod serve;
@@ -47,6 +51,7 @@ use crate::sys::{clock, spawn, table};
 use control::{CONTROL_WORDS, Control, Scalar};
 use guardian::Line;
 use live::{Live, Queue};
+use post::Post;
 use serve::LiveCore;
 use watch::Watch;
 
@@ -83,7 +88,6 @@ pub struct Settings {
 /// A running guardian and pager, as the command line that started them sees it.
 pub struct Session {
     control: Control,
-    guardian: i32,
     alive: OwnedFd,
 }
 
@@ -137,12 +141,9 @@ impl Session {
         })
         .map_err(failed("cannot start the pager's guardian"))?;
         let refusal = spawn::read_to_end(answer);
-        let session = Self {
-            control,
-            guardian,
-            alive,
-        };
-        if refusal == b"ready" {
+        let session = Self { control, alive };
+        // Twice, by a pager that died over it and its successor.
+        if refusal.starts_with(b"ready") {
             return Ok(session);
         }
         let _ = spawn::wait(guardian, true);
@@ -160,7 +161,7 @@ impl Session {
         self.control.set_pid(Scalar::RootPid, pid);
     }
 
-    /// Becomes readable when guardian and pager are both gone.
+    /// Becomes readable when pager, guardian and warden are all gone.
     #[must_use]
     pub fn alive_fd(&self) -> i32 {
         self.alive.as_raw_fd()
@@ -173,10 +174,10 @@ impl Session {
         self.control.set(Scalar::StarterStopped, 0);
     }
 
-    /// Whether any process was ever taken hold of: without its pager it cannot go on.
+    /// Kills all processes that are held, after everybody who could serve them died; says which.
     #[must_use]
-    pub fn holds_something(&self) -> bool {
-        self.control.get(Scalar::Processes) > 0
+    pub fn kill_held(&self) -> Vec<i32> {
+        killing::kill_held(self.control)
     }
 
     /// The report so far.
@@ -197,7 +198,7 @@ impl Session {
         }
     }
 
-    /// Guardian and pager have ended.
+    /// Pager, guardian and warden have all ended.
     #[must_use]
     pub fn gone(&self) -> bool {
         spawn::poll_readable(&[self.alive_fd()], Some(0)) != 0
@@ -207,12 +208,6 @@ impl Session {
     #[must_use]
     pub fn pager_pid(&self) -> i32 {
         self.control.pid(Scalar::PagerPid)
-    }
-
-    /// The guardian's process id.
-    #[must_use]
-    pub fn guardian_pid(&self) -> i32 {
-        self.guardian
     }
 }
 
@@ -237,18 +232,14 @@ fn guardian_main(control: Control, settings: &Settings, answer: OwnedFd) -> i32 
     };
     let line = table::leave(pager_end.into());
     control.set_fd(Scalar::LineFd, line);
-    control.set_fd(Scalar::GuardianLineFd, guardian_end.as_raw_fd());
-    let answer = table::leave(answer);
-    let settings = settings.clone();
-    let pager = {
-        let settings = settings.clone();
-        spawn::spawn_sharing_descriptors(move || pager_main(control, &settings, line, Some(answer)))
+    control.set_fd(Scalar::GuardianLineFd, table::leave(guardian_end.into()));
+    control.set_fd(Scalar::AnswerFd, table::leave(answer));
+    let post = Post {
+        control,
+        settings: settings.clone(),
+        line,
     };
-    let Ok(pager) = pager else { return 1 };
-    control.set_pid(Scalar::PagerPid, pager);
-    guardian::guard(control, &guardian_end, pager, move || {
-        pager_main(control, &settings, line, None)
-    })
+    post.begin()
 }
 
 fn crash(point: CrashPoint) {
@@ -259,34 +250,38 @@ fn crash(point: CrashPoint) {
     }
 }
 
-/// The pager's process: the first one (`answer` is the pipe to whoever starts it), or a successor.
-fn pager_main(control: Control, settings: &Settings, line: i32, answer: Option<i32>) -> i32 {
+/// The pager's process: the first one (`dead` is 0), or the successor of one that died.
+fn pager_main(post: &Post, dead: i32) -> i32 {
+    let control = post.control;
+    let me = spawn::own_pid();
+    if !control.replace_pid(Scalar::PagerPid, dead, me) {
+        return 0;
+    }
     spawn::set_name(c"holo-pager");
     spawn::lock_memory();
-    if let (Some(point), 0) = (settings.crash_at, control.get(Scalar::Crashed)) {
+    let first = dead == 0;
+    if first {
+        control.set_pid(Scalar::TableCleanedBy, me);
+    } else {
+        control.add(Scalar::CpuOfDead, control.get(Scalar::CpuOfPager));
+        control.set(Scalar::CpuOfPager, 0);
+        control.add(Scalar::Takeovers, 1);
+    }
+    if let (Some(point), 0) = (post.settings.crash_at, control.get(Scalar::Crashed)) {
         // The successor must live.
         control.set(Scalar::Crashed, 1);
         CRASH_AT.store(point as u64 + 1, Ordering::Relaxed);
     }
-    let first = answer.is_some();
-    let ended = run_pager(control, settings, line, first, |text| {
-        if let Some(fd) = answer {
-            spawn::write_at_once(fd, text.as_bytes());
-            table::close(fd);
-        }
-    });
-    match ended {
+    match run_pager(post, first) {
         Ok(()) => {
             control.set(Scalar::Done, 1);
             0
         }
         Err(why) => {
-            if first && control.get(Scalar::Ready) == 0 {
-                if let Some(fd) = answer {
-                    spawn::write_at_once(fd, why.as_bytes());
-                }
+            if control.fd(Scalar::AnswerFd).is_some() {
+                say(control, &why);
             } else {
-                give_up(control, &why);
+                killing::give_up(control, &why);
             }
             control.set(Scalar::Done, 1);
             1
@@ -294,16 +289,12 @@ fn pager_main(control: Control, settings: &Settings, line: i32, answer: Option<i
     }
 }
 
-/// What was held cannot be served any more: it is killed, with the reason.
-fn give_up(control: Control, why: &str) {
-    for r in control.records() {
-        let _ = spawn::signal(r.pid, libc::SIGKILL);
-        if let Some(fd) = control.fd(Scalar::MessagesFd) {
-            let text = format!("holo: process {} was killed: {why}\n", r.pid);
-            if spawn::poll_writable(fd) {
-                spawn::write_at_once(fd, text.as_bytes());
-            }
-        }
+/// Tells the command line that waits for the start.
+fn say(control: Control, text: &str) {
+    if let Some(fd) = control.fd(Scalar::AnswerFd) {
+        spawn::write_at_once(fd, text.as_bytes());
+        control.set_fd(Scalar::AnswerFd, -1);
+        table::close(fd);
     }
 }
 
@@ -391,25 +382,17 @@ enum Unrecoverable {
     Store(#[from] StoreError),
 }
 
-fn run_pager(
-    control: Control,
-    settings: &Settings,
-    line: i32,
-    first: bool,
-    ready: impl FnOnce(&str),
-) -> Result<(), String> {
+fn run_pager(post: &Post, first: bool) -> Result<(), String> {
+    let (control, settings) = (post.control, &post.settings);
     let system = |what: &str| {
         let what = what.to_owned();
         move |e: io::Error| format!("{what}: {e}")
     };
-    // What is open now, before anything of ours is: the predecessor's.
+    // What is open now, before anything of ours is: the predecessors', and what is known by number.
     let inherited = if first {
         Vec::new()
     } else {
-        let until = clock::monotonic_ns() + PREDECESSOR_NS;
-        while control.get(Scalar::GuardianWatchFd) == 0 && clock::monotonic_ns() < until {
-            spawn::poll_readable(&[], Some(100_000));
-        }
+        post.take_table();
         table::open_numbers().map_err(system("cannot list descriptors"))?
     };
     let opened =
@@ -427,6 +410,7 @@ fn run_pager(
         Core::create(opened.memory, store, config).map_err(|e| e.to_string())?
     } else {
         close_what_the_dead_left(control, opened.memory, &inherited);
+        control.set_pid(Scalar::TableCleanedBy, spawn::own_pid());
         recover(control, opened.memory, arena, limit, config).map_err(|e| e.to_string())?
     };
     let console = if first {
@@ -447,8 +431,13 @@ fn run_pager(
     };
     let bells = || -> io::Result<_> { Ok((Arc::new(Queue::new()?), Arc::new(Queue::new()?))) };
     let (commands, errands) = bells().map_err(system("cannot make a bell"))?;
-    let socket = table::duplicate(line).ok_or("the line to the guardian is lost")?;
-    let line = Line::new(UnixDatagram::from(socket)).map_err(system("the line to the guardian"))?;
+    let socket = table::duplicate(post.line).ok_or("the line to the guardian is lost")?;
+    let line = Line::new(
+        post.clone(),
+        UnixDatagram::from(socket),
+        Arc::clone(&commands),
+    )
+    .map_err(system("the line to the guardian"))?;
     let mut live = Live::new(opened.frames, journal_slots(&core), Arc::clone(&errands));
     let recovered = if first {
         Vec::new()
@@ -466,17 +455,20 @@ fn run_pager(
     for (space, uffd) in recovered {
         watch.adopt_recovered(space, uffd);
     }
+    watch.adopt_held_for_nobody();
     control.set(Scalar::Ready, 1);
-    if first && settings.attach.is_some() {
-        watch.attach_first();
+    if control.fd(Scalar::AnswerFd).is_some() {
+        if settings.attach.is_some() {
+            watch.attach_first();
+        }
         if let Some(why) = watch.refusal.take() {
             control.set(Scalar::Ready, 0);
             let _ = commands.push(live::Command::Finish);
             let _ = serving.join();
             return Err(why);
         }
+        say(control, "ready");
     }
-    ready("ready");
     watch.run();
     let _ = commands.push(live::Command::Finish);
     let _ = serving.join();
@@ -527,9 +519,12 @@ fn close_what_the_dead_left(control: Control, memory: Memory<'static>, inherited
         Scalar::LineFd,
         Scalar::GuardianLineFd,
         Scalar::GuardianWatchFd,
+        Scalar::GuardianWardenFd,
+        Scalar::WardenWatchFd,
         Scalar::AliveFd,
         Scalar::MessagesFd,
         Scalar::ReportFd,
+        Scalar::AnswerFd,
     ] {
         keep.extend(control.fd(s));
     }

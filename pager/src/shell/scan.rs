@@ -4,17 +4,22 @@ use holo_proto::{Addr, AddrRange, LeftAlone, PAGE_BYTES};
 
 use crate::sys::maps::{self, MapName, Mapping, ProcMaps, VmFlags};
 
-/// Smaller mappings are not worth a registration, and hold the small words that the kernel writes with
-/// faults forbidden (thread ids in a static C library's data).
-pub(crate) const MAPPING_MIN_BYTES: u64 = 2 * PAGE_BYTES;
+/// Smaller mappings are not worth a registration each.
+const MAPPING_MIN_BYTES: u64 = 2 * PAGE_BYTES;
+/// Unless they hold so much together: a program that moves and unmaps pieces of its memory leaves it in
+/// thousands of mappings that never melt into one again.
+const SMALL_MIN_BYTES: u64 = 1 << 20;
 
 /// Whether a mapping could be paged, as far as `/proc/PID/maps` says.
-pub(crate) fn is_candidate(m: &Mapping<'_>) -> bool {
+fn is_candidate(m: &Mapping<'_>) -> bool {
+    is_plain(m) && m.range.len() >= MAPPING_MIN_BYTES
+}
+
+fn is_plain(m: &Mapping<'_>) -> bool {
     m.is_private_anonymous()
         && m.read
         && m.write
         && !m.exec
-        && m.range.len() >= MAPPING_MIN_BYTES
         && match m.name {
             MapName::Anonymous | MapName::AnonymousNamed(_) | MapName::Heap => true,
             MapName::Stack | MapName::Vdso | MapName::Other(_) => false,
@@ -60,8 +65,8 @@ pub(crate) fn shared_bytes(pid: i32, relatives: u64) -> std::io::Result<u64> {
 /// What a full look at a process's mappings says.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// To be registered.
-    pub(crate) take: Vec<AddrRange>,
+    /// To be registered although they are small; [`candidates`] has the others.
+    pub(crate) take_small: Vec<AddrRange>,
     /// Registered to a userfaultfd already.
     pub(crate) registered: Vec<AddrRange>,
     /// Wiped in a fork's child.
@@ -79,9 +84,17 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
     let mut text = Vec::new();
     ProcMaps::open_smaps(pid)?.read_into(&mut text)?;
     let mut s = Survey::default();
+    let mut small_bytes = 0;
+    let mut file_end = Addr(0);
     for d in maps::smaps(&text) {
         let m = &d.mapping;
         let pages = d.rss_bytes.div_ceil(PAGE_BYTES);
+        // The rest of a file's data: a static C library keeps words there that the kernel writes with
+        // faults forbidden (thread ids).
+        let of_file = m.inode == 0 && m.range.start == file_end;
+        if m.inode != 0 || of_file {
+            file_end = m.range.end;
+        }
         if d.flags.has(VmFlags::WIPE_ON_FORK) {
             s.wiped.push(m.range);
         }
@@ -92,14 +105,16 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
             s.registered.push(m.range);
             continue;
         }
-        let odd = [
+        let is_odd = [
             VmFlags::HUGETLB,
             VmFlags::IO,
             VmFlags::PFN_MAP,
             VmFlags::GROWS_DOWN,
             VmFlags::WIPE_ON_FORK,
             VmFlags::DONT_COPY,
-        ];
+        ]
+        .iter()
+        .any(|&flag| d.flags.has(flag));
         if d.flags.has(VmFlags::LOCKED) {
             s.left.locked += pages;
         } else if m.shared {
@@ -108,11 +123,18 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
             s.left.file += pages;
         } else if never.iter().any(|&a| m.range.contains(a)) || matches!(m.name, MapName::Stack) {
             s.left.stack += pages;
-        } else if is_candidate(m) && !odd.iter().any(|&f| d.flags.has(f)) {
-            s.take.push(m.range);
+        } else if is_candidate(m) && !is_odd {
+            continue;
+        } else if is_plain(m) && !is_odd && !of_file {
+            small_bytes += d.anonymous_bytes;
+            s.take_small.push(m.range);
             continue;
         }
         s.left_bytes += d.anonymous_bytes;
+    }
+    if small_bytes < SMALL_MIN_BYTES {
+        s.left_bytes += small_bytes;
+        s.take_small.clear();
     }
     Ok(s)
 }

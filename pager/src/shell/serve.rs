@@ -97,6 +97,10 @@ fn take(core: &mut LiveCore, live: &mut Live, command: Command) -> bool {
             }
         }
         Command::RingLost(space) => live.lost[slot(space)] = live.targets[slot(space)].is_some(),
+        Command::Rest(at) => {
+            at.wait();
+            at.wait();
+        }
         Command::Finish => return true,
     }
     false

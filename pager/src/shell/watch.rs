@@ -219,6 +219,7 @@ impl Watch {
             self.look(now);
             self.note_root();
             self.wake_starter();
+            self.line.look_after_guardian();
             if self.is_over() {
                 return;
             }
@@ -277,6 +278,13 @@ impl Watch {
     pub(crate) fn attach_first(&mut self) {
         let pid = self.control.pid(Scalar::RootPid);
         self.find_root();
+        if self
+            .members
+            .get(&pid)
+            .is_some_and(|m| m.taking || m.space.is_some())
+        {
+            return; // by a predecessor
+        }
         if let Err(why) = self.take_one(pid) {
             self.refusal = Some(why);
         }
@@ -574,8 +582,38 @@ impl Watch {
         }
     }
 
+    /// Records of processes that were taken for a pager that died before it served them.
+    fn held_for_nobody(&self) -> impl Iterator<Item = Record> + '_ {
+        self.control.records().filter(|r| {
+            let taking = self.members.get(&r.pid).is_some_and(|m| m.taking);
+            !taking
+                && self.spaces.values().all(|&(_, uffd)| uffd != r.uffd)
+                && self.orphans.iter().all(|o| o.uffd != r.uffd)
+        })
+    }
+
+    /// Serves what was taken for a predecessor that died over it, or gives it back.
+    pub(crate) fn adopt_held_for_nobody(&mut self) {
+        let all: Vec<Record> = self.held_for_nobody().collect();
+        for r in all {
+            let same = procfs::image(r.pid).is_ok_and(|image| image == r.image);
+            if same {
+                self.add_member(r.pid);
+            }
+            if !same || self.take_one(r.pid).is_err() {
+                self.control.drop_record(r.uffd);
+                table::close(r.uffd);
+                table::close(r.pidfd);
+            }
+        }
+    }
+
     fn take_one(&mut self, pid: i32) -> Result<(), String> {
-        let uffd = i32::try_from(self.line.ask(Ask::TakeHold { pid })?).unwrap_or(-1);
+        let there = self.held_for_nobody().find(|r| r.pid == pid);
+        let uffd = match there {
+            Some(r) => r.uffd,
+            None => i32::try_from(self.line.ask(Ask::TakeHold { pid })?).unwrap_or(-1),
+        };
         let r = self
             .control
             .record(uffd)
@@ -913,6 +951,7 @@ impl Watch {
                 let started = clock::monotonic_ns();
                 if let Ok(survey) = scan::survey(pid, &m.never) {
                     m.left_bytes = survey.left_bytes;
+                    found.extend(survey.take_small.iter().map(|&range| (space, range)));
                     surveyed.push(survey);
                 }
                 let cost = clock::monotonic_ns() - started;

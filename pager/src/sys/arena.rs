@@ -134,10 +134,7 @@ impl SharedBytes {
         file.write_all_at(&owner, capacity)?;
         let fd = OwnedFd::from(file);
         let map = Mapped::shared(fd.as_fd(), 0, usize_of(capacity), libc::MAP_NORESERVE)?;
-        // SAFETY: the range is one mapping of ours; the advice changes what a fork copies, nothing here.
-        if unsafe { libc::madvise(map.as_ptr().cast(), map.len(), libc::MADV_DONTFORK) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        map.keep_from_children()?;
         Ok(Self {
             fd,
             map,

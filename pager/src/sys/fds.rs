@@ -98,6 +98,15 @@ pub(super) fn have_different_descriptors(one: i32, other: i32) -> bool {
     compare(one, other, KCMP_FILES) == Some(false)
 }
 
+/// Whether a process no longer has our table of descriptors: it has ended, or is so far on its way that
+/// it opens and closes nothing any more. The id of another process by now counts as ended, too.
+pub(super) fn has_left_our_table(pid: i32) -> bool {
+    match compare(super::spawn::own_pid(), pid, KCMP_FILES) {
+        Some(shared) => !shared,
+        None => super::errno() == libc::ESRCH,
+    }
+}
+
 fn compare(one: i32, other: i32, what: i32) -> Option<bool> {
     // SAFETY: touches no memory of ours.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, what, 0, 0) };

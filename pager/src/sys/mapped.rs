@@ -47,6 +47,15 @@ impl Mapped {
         Ok(Self { start, len })
     }
 
+    /// A process that this one starts does not get the mapping.
+    pub(super) fn keep_from_children(&self) -> io::Result<()> {
+        // SAFETY: the range is one mapping of ours; the advice changes what a fork copies, nothing here.
+        match unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_DONTFORK) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     pub(super) fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
     }

@@ -13,11 +13,14 @@ use super::fds;
 use super::inject::{AROUND_BYTES, Syscall};
 use super::maps::{MapName, ProcMaps, VmFlags, mappings, smaps};
 use super::mem::TargetMem;
+use super::procfs;
 use super::refuse::AttachError;
 use super::restart::{Disturbance, disturbance};
 
 /// How long all threads may be in state D before it is called an error: a disk access ends sooner.
 const UNINTERRUPTIBLE_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a process may be busy starting programs.
+const EXEC_PATIENCE: Duration = Duration::from_millis(500);
 /// Pause between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Threads looked at to find a good one.
@@ -148,8 +151,30 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Looks at a process as every injection needs it.
+    /// Looks at a process as every injection needs it; waits for the end of an exec.
     pub(super) fn open(pid: i32) -> Result<Self, AttachError> {
+        let since = Instant::now();
+        loop {
+            let before = procfs::image(pid).ok();
+            let error = match Self::look(pid) {
+                Err(e @ (AttachError::NoVdso { .. } | AttachError::Exiting { .. })) => e,
+                result => return result,
+            };
+            // Half of what was seen may be of one program, half of the next.
+            let execs = !is_ending(pid, pid)
+                && (procfs::loads_a_program(pid).unwrap_or(false)
+                    || procfs::image(pid).ok() != before);
+            if !execs {
+                return Err(error);
+            }
+            if since.elapsed() > EXEC_PATIENCE {
+                return Err(AttachError::Changed { pid });
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    fn look(pid: i32) -> Result<Self, AttachError> {
         let pidfd = open_pidfd(pid)?;
         let tasks = tasks(pid);
         if tasks.iter().any(|task| task.flags & PF_KTHREAD != 0) {
@@ -382,7 +407,7 @@ fn is_frozen(pid: i32) -> bool {
 
 /// Refuses the child of a vfork: its memory is its parent's until it starts its program.
 fn refuse_borrowed_memory(pid: i32) -> Result<(), AttachError> {
-    let Ok(owner) = super::procfs::parent_of(pid) else {
+    let Ok(owner) = procfs::parent_of(pid) else {
         return Err(AttachError::Exiting { pid });
     };
     let lends = |task: &Task| {

@@ -173,6 +173,16 @@ pub fn image(pid: i32) -> io::Result<u64> {
     Ok(code ^ code_end.rotate_left(21) ^ stack.rotate_left(42))
 }
 
+/// Whether an exec is under way: the memory of the new program is there, but its code has no place yet. Its
+/// vdso comes before that.
+///
+/// # Errors
+/// ENOENT without such a process.
+pub fn loads_a_program(pid: i32) -> io::Result<bool> {
+    let [code] = stat_fields(pid, [26])?;
+    Ok(code == 0)
+}
+
 /// Whether two processes run on the same memory; false when that cannot be known.
 #[must_use]
 pub fn share_memory(one: i32, other: i32) -> bool {

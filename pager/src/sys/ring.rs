@@ -161,7 +161,12 @@ impl AdviceRing {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let (sq_entries, cq_entries) = (params.sq_entries() as usize, params.cq_entries() as usize);
-        let map = |offset, len| Mapped::shared(fd.as_fd(), offset, len, libc::MAP_POPULATE);
+        let map = |offset, len| {
+            let map = Mapped::shared(fd.as_fd(), offset, len, libc::MAP_POPULATE)?;
+            // The ring lives as long as anybody maps it.
+            map.keep_from_children()?;
+            io::Result::Ok(map)
+        };
         let sq = map(OFF_SQ_RING, params.sq_offset(6) + sq_entries * 4)?;
         let cq = map(
             OFF_CQ_RING,

@@ -47,6 +47,19 @@ pub fn unclaim(number: RawFd) {
     }
 }
 
+/// For a new process that shares the table: what its parent had claimed is its parent's.
+pub fn forget_claims() {
+    if let Ok(mut claimed) = CLAIMED.lock() {
+        claimed.clear();
+    }
+}
+
+/// Whether a process no longer shares this table: it has ended, or opens and closes nothing any more.
+#[must_use]
+pub fn has_left(pid: i32) -> bool {
+    super::fds::has_left_our_table(pid)
+}
+
 /// Closes a descriptor that was left, by number.
 pub fn close(number: RawFd) {
     unclaim(number);
@@ -65,6 +78,8 @@ pub fn open_numbers() -> io::Result<Vec<RawFd>> {
             numbers.push(n);
         }
     }
+    // Not that of the listing itself.
+    numbers.retain(|&n| is_open(n));
     Ok(numbers)
 }
 

@@ -11,7 +11,7 @@ use holo_proto::Report;
 
 use super::load::{self, EVERYTHING, SIZE_MIB};
 use super::traces::{Traces, await_traces};
-use super::tree::{self, TOKEN, Tree};
+use super::tree::{self, Role, TOKEN, Tree};
 use crate::torture::harness::Draw;
 use crate::torture::harness::holo::Binaries;
 use crate::torture::harness::launch::Running;
@@ -162,7 +162,7 @@ pub fn crash_in_detach(run: &Run<'_>, folder: &Path, point: CrashPoint) -> Resul
     let detach = held.detach()?;
     held.must_succeed(detach, "holo detach")?;
     held.await_free("after the detach")?;
-    tree::await_end(tree.guardian, "the guardian")?;
+    tree.await_end(&mut held.running)?;
     held.running.finish()?;
     let seen = verdict::check(&report, expected())?;
     ensure!(seen.takeovers == 1, "{} take-overs, want 1", seen.takeovers);
@@ -208,7 +208,7 @@ fn killed_in_attach(run: &Run<'_>, folder: &Path) -> Result<()> {
             );
             held.await_free("after a failed attach")?;
         }
-        tree::await_end(tree.guardian, "the guardian")?;
+        tree.await_end(&mut held.running)?;
     }
     print_line(&format!("# attaches={ROUNDS} refused={refused}"));
     held.running.finish().map(drop)
@@ -235,14 +235,14 @@ fn killed_in_detach(run: &Run<'_>, folder: &Path) -> Result<()> {
         pager.signal(libc::SIGKILL);
         held.must_succeed(detach, "holo detach")?;
         held.await_free("after a detach with a take-over")?;
-        tree::await_end(tree.guardian, "the guardian")?;
+        tree.await_end(&mut held.running)?;
         verdict::check(&report, expected())?;
     }
     print_line(&format!("# detaches={ROUNDS} hit={hit}"));
     held.running.finish().map(drop)
 }
 
-/// Guardian and pager die at once: the program is killed, rather than left waiting or wrong.
+/// Guardian and pager die at once: the warden brings them back, and a detach leaves nothing.
 fn orphaned(run: &Run<'_>, folder: &Path) -> Result<()> {
     let Some(mut held) = Held::start(run, folder)? else {
         return Ok(());
@@ -253,12 +253,20 @@ fn orphaned(run: &Run<'_>, folder: &Path) -> Result<()> {
     let tree = Tree::find(&mut held.running, &token)?;
     held.must_succeed(attach, "holo attach")?;
     held.await_paging()?;
-    let pager = tree.next_pager(&mut held.running, None)?;
-    tree.guardian.signal(libc::SIGKILL);
-    pager.signal(libc::SIGKILL);
-    while held.running.goes_on()? {}
-    let end = format!("{:#}", tree::ended(&mut held.running, "the kill"));
-    ensure!(end.contains("exit code 137"), "not killed: {end}");
-    ensure!(!end.contains("WRONG"), "wrong data was seen: {end}");
-    Ok(())
+    let dead = [
+        tree.next(&mut held.running, Role::Guardian, &[])?,
+        tree.next(&mut held.running, Role::Pager, &[])?,
+    ];
+    for process in dead {
+        process.signal(libc::SIGKILL);
+    }
+    for role in Role::ALL {
+        tree.next(&mut held.running, role, &dead)?;
+    }
+    load::goes_on(&mut held.running, "after the deaths")?;
+    let detach = held.detach()?;
+    held.must_succeed(detach, "holo detach")?;
+    held.await_free("after a detach")?;
+    tree.await_end(&mut held.running)?;
+    held.running.finish().map(drop)
 }

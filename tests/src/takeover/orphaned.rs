@@ -1,41 +1,174 @@
-//! Sessions whose guardian dies: nobody can take over any more.
+//! Sessions that lose more than their pager.
 //!
-//! A pager without its guardian serves on: what it holds it can go on serving, only taking hold of
-//! further processes fails. When it dies as well, the program is killed and `holo-exec` says why.
+//! Any one that is left of pager, guardian and warden brings back the others, and the program notices
+//! nothing. When all of them die at once nobody is left: then the program is killed, with its children, and
+//! `holo-exec` says why.
 
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::load::{self, EVERYTHING};
-use super::tree::{self, Tree};
+use super::tree::{Role, Tree};
+use crate::torture::harness::Draw;
 use crate::torture::harness::launch::Running;
-use crate::torture::harness::suite::{Case, Run};
+use crate::torture::harness::process::Process;
+use crate::torture::harness::suite::{Case, Run, print_line};
 
 /// From start to end.
-const DEADLINE: Duration = Duration::from_secs(90);
+const DEADLINE: Duration = Duration::from_secs(120);
 
-/// How long the pager goes on alone.
-const ALONE: Duration = Duration::from_secs(2);
+/// Pages have left and come back by then.
+const PRESSURE: Duration = Duration::from_secs(2);
 
 /// 128 + SIGKILL.
 const KILLED: i32 = 137;
 
+/// Rounds of `orphaned.random`.
+const ROUNDS: u64 = 15;
+
+/// Two die within so many microseconds, at most.
+const APART_US_MAX: u64 = 6000;
+
+use Role::{Guardian, Pager, Warden};
+
+/// Deaths one after the other, each time of these at once; between them all are back.
+type Deaths = &'static [&'static [Role]];
+
 /// The cases.
 pub fn cases(folder: &Path) -> Vec<Case> {
-    let case = |name: &str, what: &'static [&'static str], alone| {
+    let replaced = |name: &str, what: &'static [&'static str], deaths: Deaths| {
         let folder = folder.to_owned();
-        Case::new(name, move |run| orphaned(run, &folder, what, alone))
+        Case::new(name, move |run| {
+            with_deaths(run, &folder, what, |running, tree, _| {
+                for roles in deaths {
+                    die_together(running, tree, roles)?;
+                }
+                Ok(())
+            })
+        })
     };
+    let all_dead = |name: &str, what: &'static [&'static str]| {
+        let folder = folder.to_owned();
+        Case::new(name, move |run| killed(run, &folder, what))
+    };
+    let random = folder.to_owned();
     vec![
-        case("orphaned.at_once", &["drop", "move", "direct"], false),
-        case("orphaned.at_once_with_children", &["fork"], false),
-        case("orphaned.guardian_first", EVERYTHING, true),
+        replaced("orphaned.at_once", EVERYTHING, &[&[Guardian, Pager]]),
+        replaced(
+            "orphaned.at_once_with_children",
+            &["fork"],
+            &[&[Guardian, Pager]],
+        ),
+        replaced(
+            "orphaned.guardian_first",
+            EVERYTHING,
+            &[&[Guardian], &[Pager]],
+        ),
+        replaced(
+            "orphaned.warden_first",
+            EVERYTHING,
+            &[&[Warden], &[Guardian], &[Pager]],
+        ),
+        replaced(
+            "orphaned.pager_alone",
+            EVERYTHING,
+            &[&[Guardian, Warden], &[Pager], &[Guardian]],
+        ),
+        replaced(
+            "orphaned.guardian_alone",
+            EVERYTHING,
+            &[&[Warden, Pager], &[Guardian, Pager]],
+        ),
+        Case::new("orphaned.random", move |run| {
+            with_deaths(run, &random, EVERYTHING, |running, tree, seed| {
+                let mut draw = Draw::new(seed);
+                for _ in 0..ROUNDS {
+                    two_die(running, tree, &mut draw)?;
+                }
+                Ok(())
+            })
+        }),
+        all_dead("orphaned.all", &["drop", "move", "direct"]),
+        all_dead("orphaned.all_with_children", &["fork"]),
     ]
 }
 
-fn orphaned(run: &Run<'_>, folder: &Path, what: &[&str], alone: bool) -> Result<()> {
+/// Runs the program under pressure with these deaths; it ends right.
+fn with_deaths(
+    run: &Run<'_>,
+    folder: &Path,
+    what: &[&str],
+    deaths: impl Fn(&mut Running, &Tree, u64) -> Result<()>,
+) -> Result<()> {
+    let token = load::new_token();
+    let plan = load::plan(run, folder, what, &token, DEADLINE)?;
+    let mut running = plan.start(run)?;
+    running.wait_for("@ready")?;
+    if run.binaries.is_none() {
+        return running.finish().map(drop);
+    }
+    let tree = Tree::find(&mut running, &token)?;
+    load::goes_on(&mut running, "before anything dies")?;
+    running.goes_on_for(PRESSURE)?;
+    deaths(&mut running, &tree, run.seed)?;
+    let pager = tree.next_pager(&mut running, None)?;
+    load::goes_on(&mut running, "after the last death")?;
+    ensure!(pager.alive(), "the last pager died by itself");
+    let report = running.finish()?.report.context("no report")?;
+    print_line(&format!("# takeovers={}", report.takeovers));
+    Ok(())
+}
+
+fn of(running: &mut Running, tree: &Tree, roles: &[Role]) -> Result<Vec<Process>> {
+    roles
+        .iter()
+        .map(|&role| tree.next(running, role, &[]))
+        .collect()
+}
+
+fn die_together(running: &mut Running, tree: &Tree, roles: &[Role]) -> Result<()> {
+    let victims = of(running, tree, roles)?;
+    kill_together(&victims);
+    all_are_back(running, tree, &victims)
+}
+
+/// None of them sees another's death.
+fn kill_together(victims: &[Process]) {
+    for victim in victims {
+        victim.signal(libc::SIGSTOP);
+    }
+    for victim in victims {
+        victim.signal(libc::SIGKILL);
+    }
+}
+
+fn all_are_back(running: &mut Running, tree: &Tree, dead: &[Process]) -> Result<()> {
+    for role in Role::ALL {
+        tree.next(running, role, dead)?;
+    }
+    load::goes_on(running, "after deaths")
+}
+
+/// Two of them die one shortly after the other, also in the middle of what the first death sets off.
+fn two_die(running: &mut Running, tree: &Tree, draw: &mut Draw) -> Result<()> {
+    let spared = usize::try_from(draw.between(0, 2))?;
+    let mut victims = of(running, tree, &Role::ALL)?;
+    victims.remove(spared);
+    if draw.between(0, 1) == 1 {
+        victims.reverse();
+    }
+    for victim in &victims {
+        victim.signal(libc::SIGKILL);
+        thread::sleep(Duration::from_micros(draw.between(0, APART_US_MAX)));
+    }
+    all_are_back(running, tree, &victims)
+}
+
+/// All die at once: so does the program, and its children.
+fn killed(run: &Run<'_>, folder: &Path, what: &[&str]) -> Result<()> {
     let token = load::new_token();
     let mut plan = load::plan(run, folder, what, &token, DEADLINE)?;
     if run.binaries.is_some() {
@@ -47,32 +180,20 @@ fn orphaned(run: &Run<'_>, folder: &Path, what: &[&str], alone: bool) -> Result<
         return running.finish().map(drop);
     }
     let tree = Tree::find(&mut running, &token)?;
-    let pager = tree.next_pager(&mut running, None)?;
     load::goes_on(&mut running, "before anything dies")?;
-    await_pressure(&mut running)?;
-    tree.guardian.signal(libc::SIGKILL);
-    if alone {
-        tree::await_end(tree.guardian, "the killed guardian")?;
-        running.goes_on_for(ALONE)?;
-        load::goes_on(&mut running, "without the guardian")?;
-        ensure!(pager.alive(), "the pager died with its guardian");
-    }
-    pager.signal(libc::SIGKILL);
+    running.goes_on_for(PRESSURE)?;
+    let victims = of(&mut running, &tree, &Role::ALL)?;
+    kill_together(&victims);
     // The end comes by itself: the program's input stays open.
     while running.goes_on()? {}
     let end = running.finish()?;
     let said = String::from_utf8_lossy(&end.stderr).into_owned();
     ensure!(
-        said.contains("guardian both died") && said.contains("was killed"),
+        said.contains("all died") && said.contains("was killed"),
         "no explanation on standard error: {said:?}"
     );
     ensure!(!said.contains("WRONG"), "wrong data was seen: {said}");
     let report = end.report.context("no report")?;
     ensure!(report.takeovers == 0, "{} take-overs", report.takeovers);
     Ok(())
-}
-
-/// Lets the program work until pages have come back.
-fn await_pressure(running: &mut Running) -> Result<()> {
-    running.goes_on_for(Duration::from_secs(2)).map(drop)
 }

@@ -1,10 +1,10 @@
-//! Guardian and pager of one session, found by a token in their environment, and killed one by one.
+//! Pager, guardian and warden of one session, found by a token in their environment.
 
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Error, Result, anyhow, ensure};
+use anyhow::{Error, Result, anyhow};
 
 use crate::procs::{self, Proc};
 use crate::torture::harness::launch::Running;
@@ -55,49 +55,70 @@ pub fn ended(running: &mut Running, what: &str) -> Error {
     }
 }
 
-/// The guardian of one session.
-#[derive(Clone, Copy, Debug)]
+/// A part that a process of a session plays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Serves.
+    Pager,
+    /// Injects, and starts pagers.
+    Guardian,
+    /// Starts guardians.
+    Warden,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Pager, Self::Guardian, Self::Warden];
+
+    fn comm(self) -> &'static str {
+        match self {
+            Self::Pager => "holo-pager",
+            Self::Guardian => "holo-guardian",
+            Self::Warden => "holo-warden",
+        }
+    }
+}
+
+/// The processes of one session.
+#[derive(Clone, Debug)]
 pub struct Tree {
-    /// The guardian.
+    entry: String,
+    /// The guardian that it began with.
     pub guardian: Process,
 }
 
 impl Tree {
-    /// The guardian whose environment has this token, if there is one.
-    #[must_use]
-    pub fn look(token: &str) -> Option<Self> {
-        let entry = format!("{TOKEN}={token}");
-        procs::all()
-            .iter()
-            .filter(|proc| proc.comm == "holo-guardian" && proc.is_alive())
-            .find(|proc| {
-                fs::read(format!("/proc/{}/environ", proc.id.pid))
-                    .is_ok_and(|all| all.split(|byte| *byte == 0).any(|e| e == entry.as_bytes()))
-            })
-            .map(|proc| Self {
-                guardian: Process::from(proc),
-            })
-    }
-
-    /// The guardian with this token, as soon as there is one; its session counts as the command's.
+    /// The session with this token, as soon as there is one; it counts as the command's.
     ///
     /// # Errors
     /// None appears.
     pub fn find(running: &mut Running, token: &str) -> Result<Self> {
-        let tree = until(running, "a guardian appears", |_| Self::look(token))?;
-        running.family().adopt(tree.guardian);
-        Ok(tree)
+        let entry = format!("{TOKEN}={token}");
+        let guardian = until(running, "a guardian appears", |_| {
+            look(&entry, Role::Guardian)
+        })?;
+        running.family().adopt(guardian);
+        Ok(Self { entry, guardian })
     }
 
-    /// The pager that lives now, among the guardian's children.
+    /// The process that plays this part now.
+    #[must_use]
+    pub fn now(&self, role: Role) -> Option<Process> {
+        look(&self.entry, role)
+    }
+
+    /// The pager that lives now.
     #[must_use]
     pub fn pager(&self) -> Option<Process> {
         let pid = self.guardian.pid;
-        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-        text.split_ascii_whitespace()
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        // Quick, since it may be about to die: most often it is among these.
+        text.unwrap_or_default()
+            .split_ascii_whitespace()
             .filter_map(|pid| Proc::read(pid.parse().ok()?))
-            .find(|proc| proc.is_alive() && proc.comm == "holo-pager")
+            .find(|proc| proc.is_alive() && proc.comm == Role::Pager.comm())
             .map(|proc| Process::from(&proc))
+            .or_else(|| self.now(Role::Pager))
     }
 
     /// A pager, as soon as there is one; with `after`, another one than that.
@@ -109,17 +130,40 @@ impl Tree {
             self.pager().filter(|&pager| Some(pager) != after)
         })
     }
+
+    /// The process that plays this part, as soon as there is one that is none of `before`.
+    ///
+    /// # Errors
+    /// None appears.
+    pub fn next(&self, running: &mut Running, role: Role, before: &[Process]) -> Result<Process> {
+        let next = until(running, &format!("a {} appears", role.comm()), |_| {
+            self.now(role).filter(|process| !before.contains(process))
+        })?;
+        running.family().adopt(next);
+        Ok(next)
+    }
+
+    /// Waits until none of them is left.
+    ///
+    /// # Errors
+    /// One lives on.
+    pub fn await_end(&self, running: &mut Running) -> Result<()> {
+        until(running, "the end of the session", |_| {
+            Role::ALL
+                .iter()
+                .all(|&role| self.now(role).is_none())
+                .then_some(())
+        })
+    }
 }
 
-/// Waits until a process has gone.
-///
-/// # Errors
-/// It lives on.
-pub fn await_end(process: Process, name: &str) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    while process.alive() {
-        ensure!(Instant::now() < end, "{name} {} lives on", process.pid);
-        thread::sleep(GLANCE);
-    }
-    Ok(())
+fn look(entry: &str, role: Role) -> Option<Process> {
+    procs::all()
+        .iter()
+        .filter(|proc| proc.comm == role.comm() && proc.is_alive())
+        .find(|proc| {
+            fs::read(format!("/proc/{}/environ", proc.id.pid))
+                .is_ok_and(|all| all.split(|byte| *byte == 0).any(|e| e == entry.as_bytes()))
+        })
+        .map(Process::from)
 }
