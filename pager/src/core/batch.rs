@@ -67,8 +67,10 @@ struct BatchPage {
     /// From the first to the last of the mask as it was at first.
     span: AddrRange,
     frame: Option<FrameId>,
-    /// Unmapped or moved away meanwhile.
+    /// Unmapped or moved away meanwhile, wholly or in part.
     lost: bool,
+    /// The subpages that were.
+    left: SubpageMask,
     /// A request may have hit what is there now, or it is not certain whose removal was heard.
     repair: bool,
     /// A writer waited for it.
@@ -233,6 +235,7 @@ impl Batch {
         for p in &mut self.pages {
             if p.page.range().overlaps(range) {
                 p.lost = true;
+                p.left = p.left.or(SubpageMask::of_page_in(p.page, range));
                 if !p.open {
                     p.repair = true;
                 }
@@ -311,6 +314,7 @@ impl BatchPage {
             },
             frame,
             lost: false,
+            left: SubpageMask::NONE,
             repair: false,
             waiter: false,
             open: false,
@@ -1151,7 +1155,7 @@ impl<S: PageStore> Core<'_, S> {
             // Not what has come to its place since.
             let still = match p.frame {
                 Some(f) => self.map.entry(id, at) == Entry::Staged(f, sub),
-                None => !p.lost,
+                None => !p.left.has(sub),
             };
             if still {
                 self.set_entry(id, at, Entry::Dropping(quiesce));
