@@ -148,7 +148,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             let seconds = started.elapsed().as_secs_f64();
             print_line(&format!("({seconds:.0} s, load {load:.2} at the start)"));
         }
-        all.extend(tables.iter().map(Table::json));
+        all.extend(tables.iter().map(|table| {
+            let mut found = table.json();
+            found["load"] = json!(load);
+            found
+        }));
     }
     if options.smoke {
         print_line(&format!("{passed} passed, {failed} failed"));
