@@ -5,7 +5,7 @@
 #   make test-fast        the fast suites, at most five minutes after the build
 #   make soak MINUTES=n   the soak suites in turn for n minutes
 #   make lint             formatting, lints, documentation
-#   make bench            the figures of docs/benchmarks.md
+#   make bench            the figures of docs/benchmarks.md; ROUNDS=n for more of them, SAVE=file for JSON
 #
 # One suite, one case, the seed of a failure (the runner prints the line to type):
 #   make test SUITE=name CASE=name HOLO_SEED=n
@@ -42,5 +42,4 @@ lint: setup
 	@scripts/lint
 
 bench: setup
-	@if [ -x scripts/bench ]; then scripts/bench; \
-	else echo 'make bench: there are no benchmarks yet (no scripts/bench)' >&2; exit 1; fi
+	@scripts/bench $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SAVE),--save '$(SAVE)')

@@ -3,6 +3,7 @@
 //! A suite that `tests/manifest.toml` lists is started by [`runner`]; [`session`] is what it is told then,
 //! and [`watchdog`] guards its single tests.
 
+pub mod bench;
 pub mod procs;
 pub mod runner;
 pub mod session;

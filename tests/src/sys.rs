@@ -104,3 +104,29 @@ impl PidFd {
         }
     }
 }
+
+/// Lets a thread run on these CPUs only.
+///
+/// # Errors
+/// The thread is gone, or there is none of these CPUs.
+pub(crate) fn set_cpus(tid: i32, cpus: &[usize]) -> io::Result<()> {
+    const WORD_BITS: usize = 64;
+    let mut mask = [0_u64; 16];
+    for &cpu in cpus {
+        if let Some(word) = mask.get_mut(cpu / WORD_BITS) {
+            *word |= 1 << (cpu % WORD_BITS);
+        }
+    }
+    // SAFETY: the mask is readable for the size that is given, during the call.
+    match unsafe {
+        libc::syscall(
+            libc::SYS_sched_setaffinity,
+            tid,
+            size_of_val(&mask),
+            mask.as_ptr(),
+        )
+    } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -669,7 +669,12 @@ impl Watch {
                         self.input(Input::Never { space, range });
                     }
                 }
-                self.find_mappings(clock::monotonic_ns());
+                if self.control.get(Scalar::Detaching) == 0 {
+                    self.find_mappings(clock::monotonic_ns());
+                } else {
+                    // Asked for between the stop and now, when no space was there to be told.
+                    self.input(Input::Detach(space));
+                }
             }
             Errand::Refused { pid } => {
                 if let Some(m) = self.members.get_mut(&pid) {

@@ -1,4 +1,4 @@
-//! Compiles the C programs of `tests/torture`.
+//! Compiles the C programs of `tests/torture` and of folders like it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,12 +10,20 @@ use anyhow::{Context as _, Result, ensure};
 /// # Errors
 /// There is no C compiler, or it refuses the program.
 pub fn program(name: &str, folder: &Path) -> Result<PathBuf> {
+    program_of("torture", name, folder)
+}
+
+/// The same for a program of another folder of `tests`.
+///
+/// # Errors
+/// There is no C compiler, or it refuses the program.
+pub fn program_of(sources: &str, name: &str, folder: &Path) -> Result<PathBuf> {
     let binary = folder.join(name);
     if binary.exists() {
         return Ok(binary);
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("torture")
+        .join(sources)
         .join(format!("{name}.c"));
     let output = Command::new("cc")
         .args([
