@@ -23,7 +23,7 @@ use super::op::Heads;
 use super::restore::TAG;
 use super::space::{Life, Ring, Space};
 use super::{
-    Advice, BATCH_PAGES, Core, CrashPoint, Entry, FrameId, NEVER_RAN, Nanos, Op, Outcome,
+    Advice, BATCH_PAGES, Core, CrashPoint, Entry, FrameId, HOLES, NEVER_RAN, Nanos, Op, Outcome,
     StopReason,
 };
 use crate::store::api::{Locations, PageStore, StoreError, Ticket};
@@ -1082,13 +1082,20 @@ impl<S: PageStore> Core<'_, S> {
         }
         // A predecessor's that is settled was a repair.
         if result == NEVER_RAN && b.submitted() && !self.notes.is_settled(id) {
-            self.never_ran(id, &mut b, i, run);
+            self.offered_nothing(id, &mut b, i, run);
         } else if let (Some(p), true) = (b.pages.get_mut(i), result < 0 && b.phase == Phase::Wait) {
-            // It stopped on the way. Where no message of it was heard it has offered nothing of ours, and
-            // what is heard from now on is the process's.
-            let unheard = run.minus(self.notes.counted(id, i, 1));
+            // It stopped on the way, or found holes. Where no message of it was heard it has offered nothing of
+            // ours, and what is heard from now on is the process's.
+            let heard = self.notes.counted(id, i, 1);
+            let unheard = p.mask.and(run).minus(heard);
             p.mask = p.mask.minus(unheard);
             p.repair = true;
+            // A request goes upwards, and only holes (ENOMEM) do not stop it.
+            let stopped = unheard.iter().next().filter(|_| result != HOLES);
+            if let Some(stopped) = stopped {
+                let beyond = run.minus(run_mask(0, stopped));
+                self.offered_nothing(id, &mut b, i, beyond);
+            }
         }
         self.crash(CrashPoint::FreeDone);
         if b.outstanding == 0 && matches!(b.phase, Phase::Wait | Phase::RepairWait) {
@@ -1101,9 +1108,9 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
-    /// A request of the batch that never ran: nothing of `run` was offered, and what was heard about it was
-    /// of the process's doing.
-    fn never_ran(&mut self, id: SpaceId, b: &mut Batch, i: usize, run: SubpageMask) {
+    /// No request of the batch came to `run`, or to nothing of it: nothing of it was offered, and what was heard
+    /// about it was of the process's doing.
+    fn offered_nothing(&mut self, id: SpaceId, b: &mut Batch, i: usize, run: SubpageMask) {
         let Some(p) = b.pages.get_mut(i) else { return };
         let dropped = p.mask.and(run).and(self.notes.counted(id, i, 1));
         p.mask = p.mask.minus(run);
@@ -1150,6 +1157,7 @@ impl<S: PageStore> Core<'_, S> {
         if b.phase == Phase::Recover {
             b.started = self.now;
             self.unqueued(id, &mut b, requests);
+            self.notes.forget_last(id);
             self.waited(id, &mut b);
         }
         if let Some(s) = self.space(id) {
@@ -1175,8 +1183,9 @@ impl<S: PageStore> Core<'_, S> {
         let dropped = run
             .and(self.notes.queued(id, i))
             .and(self.notes.counted(id, i, 1));
-        self.notes.set_queued(id, i, run, false);
+        // In this order: dying between them, a successor does both again.
         self.process_drops(id, page, dropped);
+        self.notes.set_queued(id, i, run, false);
     }
 
     pub(super) fn batch_step_done(&mut self, id: SpaceId, outcome: Outcome) {

@@ -25,6 +25,12 @@ points! {
     EventsRead = "events-read",
     /// A message is applied, its slot not cleared.
     EventApplied = "event-applied",
+    /// A move's new place holds nothing of before, and that is not written down.
+    NewPlaceCleared = "new-place-cleared",
+    /// An entry is at a move's new place and still at the old one.
+    EntryMoving = "entry-moving",
+    /// All entries of a move are at its new place.
+    Moved = "moved",
     /// A slot is cleared.
     EventCleared = "event-cleared",
     /// A fork's child has a slot, its map is not copied.

@@ -5,9 +5,9 @@ use holo_proto::{Addr, AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageInde
 use super::event::Event;
 use super::fault::Fault;
 use super::map::SlotState;
-use super::space::{Life, Space, Suspect, Unsettled, shadow};
+use super::space::{Life, Ranges, Space, Suspect, Youth, shadow};
 use super::{
-    Core, CrashPoint, EVERYWHERE, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome,
+    Core, CrashPoint, EVERYWHERE, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome, SPACES,
     StopReason, USER_END,
 };
 use crate::store::api::PageStore;
@@ -49,7 +49,7 @@ impl<S: PageStore> Core<'_, S> {
                 alone: false,
             }),
             Event::Fork { fd } => self.forked(id, fd, seq),
-            Event::Remap { from, to, len } => self.moved(id, from, to, len),
+            Event::Remap { from, to, len } => self.moved(id, (from, to, len), seq),
             Event::Remove(range) => self.removed(id, range, seq),
             Event::Unmap(range) => self.unmapped(id, range),
         }
@@ -123,6 +123,9 @@ impl<S: PageStore> Core<'_, S> {
     /// A range was unmapped, as far as the message is about what is there now.
     fn unmapped(&mut self, id: SpaceId, range: AddrRange) {
         let Some(s) = self.space(id) else { return };
+        if let Some(youth) = s.youth.as_mut() {
+            youth.own.add(range);
+        }
         if let Some(i) = s.unsettled.left.iter().position(|&r| r == range) {
             // The second message of a move, about its old place: somebody may have come there since.
             s.unsettled.left.swap_remove(i);
@@ -154,7 +157,7 @@ impl<S: PageStore> Core<'_, S> {
 
     /// The pages of `from` are at `to` now. Entry by entry, and a moved one is gone from its old place:
     /// the second application finds only what the first did not reach.
-    fn moved(&mut self, id: SpaceId, from: Addr, to: Addr, len: u64) {
+    fn moved(&mut self, id: SpaceId, (from, to, len): (Addr, Addr, u64), seq: u32) {
         let old = AddrRange {
             start: from,
             end: from.offset(len),
@@ -168,6 +171,10 @@ impl<S: PageStore> Core<'_, S> {
             || s.unsettled.displaced.overlapping(old).is_some();
         if !s.known {
             s.moves.push((old, to));
+        }
+        if let Some(youth) = s.youth.as_mut() {
+            youth.own.add(old);
+            youth.own.add(new);
         }
         // Only stale entries are left where the child has never been.
         s.suspects.retain(|x| !old.contains(x.at.start()));
@@ -195,6 +202,13 @@ impl<S: PageStore> Core<'_, S> {
             if let Some(s) = self.space(id) {
                 s.unsettled.displaced.add(part);
             }
+        }
+        // What is left there was heard of, or inherited, and is older than the move: ioctls fail from its beginning
+        // until its message is read.
+        if !self.notes.is_cleared(id, seq) {
+            self.forget_range(id, new);
+            self.crash(CrashPoint::NewPlaceCleared);
+            self.notes.set_cleared(id, seq);
         }
         for part in aside {
             self.move_entries(id, shadow(part), to.offset(part.start.0 - from.0));
@@ -233,6 +247,7 @@ impl<S: PageStore> Core<'_, S> {
         s.sweep_after = super::Nanos(0);
         let left = s.unsettled.left.clone();
         self.notes.set_left(id, &left);
+        self.crash(CrashPoint::Moved);
     }
 
     /// The children that were forked just now may or may not have what was in `range`.
@@ -246,6 +261,7 @@ impl<S: PageStore> Core<'_, S> {
                     c.suspects.push(Suspect {
                         at: found,
                         witness: found,
+                        if_there: true,
                     });
                 }
             }
@@ -255,20 +271,40 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
-    /// The children that were forked just now may have what is in `range` at its new place.
+    /// The children that were forked just now may have what is in `range` at its new place: if they were forked
+    /// after the move, which is why the old place is not theirs. One that has changed the old place itself
+    /// tells by what it has at the new one, unless that was there before.
     fn doubt_move(&mut self, parent: SpaceId, range: AddrRange, to: Addr) {
         let end = range.end_subpage();
         for child in self.newborn(parent) {
-            let mut at = range.start.subpage();
-            while let Some((found, entry)) = self.map.next_in(parent, at, end) {
-                at = SubpageIndex(found.0 + 1);
+            let mut source = range.start.subpage();
+            while let Some((found, entry)) = self.map.next_in(parent, source, end) {
+                source = SubpageIndex(found.0 + 1);
                 let target = SubpageIndex(found.0 - range.start.subpage().0 + to.subpage().0);
-                let free = self.map.entry(child, target) == Entry::Nothing;
-                if free && self.give(parent, child, target, entry) {
-                    if let Some(c) = self.space(child) {
+                let Some(y) = self.space_ref(child).and_then(|c| c.youth.as_ref()) else {
+                    break;
+                };
+                let its_own = |at: SubpageIndex| y.own.around(at.start()).is_some();
+                let occupied = y.inherited.around(target.start()).is_some();
+                let by_old_place = !its_own(found);
+                let nobody_knows = its_own(target) || occupied && !by_old_place;
+                if nobody_knows
+                    || self.map.entry(child, target) != Entry::Nothing
+                    || !self.give(parent, child, target, entry)
+                {
+                    continue;
+                }
+                if let Some(c) = self.space(child) {
+                    c.suspects.push(Suspect {
+                        at: target,
+                        witness: target,
+                        if_there: true,
+                    });
+                    if by_old_place {
                         c.suspects.push(Suspect {
                             at: target,
-                            witness: target,
+                            witness: found,
+                            if_there: false,
                         });
                     }
                 }
@@ -363,11 +399,53 @@ impl<S: PageStore> Core<'_, S> {
             at = SubpageIndex(found.0 + 1);
             let target = SubpageIndex(found.0 - from.start.subpage().0 + to.subpage().0);
             self.set_entry(id, target, entry);
+            self.crash(CrashPoint::EntryMoving);
             // The reference moves along: what the old place held is not given back.
             if self.map.replace(id, found, Entry::Nothing).is_err() {
                 self.stop(id, StopReason::TooLarge);
             }
         }
+    }
+
+    /// The fork that made `id` wiped `range`, or left it out: so it did for children that `id` had before this was
+    /// known.
+    pub(super) fn wiped(&mut self, id: SpaceId, range: AddrRange) {
+        for child in self.all_spaces() {
+            let unknown = self.space_ref(child).filter(|s| !s.known);
+            for r in unknown
+                .map_or_else(Ranges::new, |s| s.since_fork(id, range))
+                .iter()
+            {
+                self.forget_range(child, r);
+            }
+        }
+    }
+
+    /// Is all known of a fork's child? Only together with its parent.
+    pub(super) fn child_told(&mut self, id: SpaceId) {
+        let Some(s) = self.space(id) else { return };
+        if s.told && s.waits_for.is_none() {
+            s.known = true;
+            s.moves = Vec::new();
+            s.lineage = Vec::new();
+            self.map.settle_fork(id);
+            self.unhold();
+            self.release_children(id);
+        }
+    }
+
+    /// Nothing more is said about the fork that made `id`.
+    pub(super) fn release_children(&mut self, id: SpaceId) {
+        for child in self.all_spaces() {
+            if let Some(s) = self.space(child).filter(|s| s.waits_for == Some(id)) {
+                s.waits_for = None;
+                self.child_told(child);
+            }
+        }
+    }
+
+    fn all_spaces(&self) -> impl Iterator<Item = SpaceId> + use<S> {
+        (0..u16::MAX).take(SPACES).map(SpaceId)
     }
 
     /// An operation that fails while any change of mappings is under way has not failed: every message is
@@ -378,7 +456,12 @@ impl<S: PageStore> Core<'_, S> {
             return;
         }
         let never_heard_of: Vec<_> = s.unsettled.displaced.iter().collect();
-        s.unsettled = Unsettled::default();
+        let was = std::mem::take(&mut s.unsettled);
+        for child in was.newborn {
+            if let Some(c) = self.space(child) {
+                c.youth = None;
+            }
+        }
         self.clear_graves(|g| g.space == id);
         self.notes.set_left(id, &[]);
         for part in never_heard_of {
@@ -433,15 +516,29 @@ impl<S: PageStore> Core<'_, S> {
                 break;
             }
             if free {
-                suspects.push(Suspect { at, witness });
+                suspects.push(Suspect {
+                    at,
+                    witness,
+                    if_there: true,
+                });
             }
         }
         self.crash(CrashPoint::ForkCopied);
         let mut space = Box::new(Space::new(child, false, self.tracked_pages));
         space.suspects = suspects;
         if let Some(p) = self.space(parent) {
+            if !p.known {
+                space.moves = p.moves.clone();
+                space.lineage = p.lineage.clone();
+                space.lineage.push((child, p.moves.len()));
+                space.waits_for = Some(parent);
+            }
             p.unsettled.newborn.push(child);
             space.regions = p.regions.clone();
+            space.youth = Some(Youth {
+                own: Ranges::new(),
+                inherited: p.regions.clone(),
+            });
             for r in p.unsettled.changed.iter() {
                 space.regions.remove(r);
             }
@@ -493,13 +590,17 @@ impl<S: PageStore> Core<'_, S> {
         if outcome == Outcome::EventsPending {
             return self.events_pending(id);
         }
-        let Some(Suspect { at, .. }) = self.space(id).and_then(|s| s.suspects.pop()) else {
+        let Some(Suspect { at, if_there, .. }) = self.space(id).and_then(|s| s.suspects.pop())
+        else {
             return;
         };
         match outcome {
             Outcome::Gone => self.gone(id),
-            Outcome::Done => {}
-            _ => self.set_entry(id, at, Entry::Nothing),
+            there => {
+                if (there == Outcome::Done) != if_there {
+                    self.set_entry(id, at, Entry::Nothing);
+                }
+            }
         }
         self.unhold();
     }

@@ -73,7 +73,8 @@ pub use journal::{JOURNAL_WORDS, Journal, SLOTS as JOURNAL_SLOTS};
 pub use map::{BLOCK_WORDS, Entry, FrameId, Map, MapError, SPACES, SlotState, VERSION};
 pub use note::{BATCH_PAGES, NOTE_WORDS};
 pub use op::{
-    Advice, HEADS, Heads, Input, NEVER_RAN, Nanos, Next, Op, Outcome, PageLook, Source, StopReason,
+    Advice, HEADS, HOLES, Heads, Input, NEVER_RAN, Nanos, Next, Op, Outcome, PageLook, Source,
+    StopReason,
 };
 pub use policy::{PageSet, Policy};
 pub use stats::{Histogram, STATS_WORDS, Stats};
@@ -457,6 +458,7 @@ impl<'m, S: PageStore> Core<'m, S> {
                 self.unhold();
             }
             Input::RingLost(id) => {
+                self.notes.forget_last(id);
                 if let Some(s) = self.space(id) {
                     // Asked for again when it is needed.
                     s.ring = Ring::Absent;
@@ -487,20 +489,11 @@ impl<'m, S: PageStore> Core<'m, S> {
             Input::Never { space, range } => self.never(space, range),
             Input::ChildKnown(id) => {
                 if let Some(s) = self.space(id) {
-                    s.known = true;
-                    s.moves = Vec::new();
-                    self.map.settle_fork(id);
+                    s.told = true;
                 }
-                self.unhold();
+                self.child_told(id);
             }
-            Input::Wiped { space, range } => {
-                let unknown = self.space_ref(space).filter(|s| !s.known);
-                if let Some(now) = unknown.map(|s| s.since_fork(range)) {
-                    for r in now.iter() {
-                        self.forget_range(space, r);
-                    }
-                }
-            }
+            Input::Wiped { space, range } => self.wiped(space, range),
             Input::Quiesced { space, count } => {
                 if let Some(s) = self.space(space) {
                     s.quiesce_count = s.quiesce_count.max(count);
@@ -544,6 +537,7 @@ impl<'m, S: PageStore> Core<'m, S> {
         else {
             return;
         };
+        self.release_children(id);
         if let Some(b) = s.batch.take() {
             for f in b.frames() {
                 self.frames.drop_hold(f);
@@ -729,6 +723,8 @@ impl<'m, S: PageStore> Core<'m, S> {
                     );
                     at = known.map_or(range.end, |r| r.end);
                 }
+                // Whoever is forked from now on has this, and not what was here before.
+                self.clear_graves(|g| g.space == id && range.contains(g.witness.start()));
                 if let Some(s) = self.space(id) {
                     for known in s.regions.iter().filter(|r| r.overlaps(range)) {
                         s.unsettled.reborn.add(known.intersect(range));

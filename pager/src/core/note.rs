@@ -10,8 +10,9 @@
 //! requests have ended; then for page `i` word 1+3i: page index, 2+3i: mask |
 //! queued << 16, 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32;
 //! word 49: the request that was being queued last: requests that the ring will have had with it | page
-//! << 32 | first subpage << 40 | subpages << 48; the last 14: old places of moves whose second message has
-//! not come, first subpage << 28 | subpages.
+//! << 32 | first subpage << 40 | subpages << 48; words 50 to 62: old places of moves whose second message has
+//! not come, first subpage << 28 | subpages; word 63: bit 32 and the sequence number of the move whose new
+//! place was cleared last.
 //!
 //! A request is noted before it is queued. Whether its queueing was reached, the ring itself tells a
 //! successor: it counts what was ever put in.
@@ -26,10 +27,15 @@ pub const BATCH_PAGES: usize = 16;
 const WORDS: usize = 64;
 /// The request that was being queued last.
 const LAST: usize = 1 + 3 * BATCH_PAGES;
-/// Last words: old places of moves.
-const LEFT: usize = WORDS - LAST - 1;
+/// Old places of moves: their words, and how many.
+const LEFT_AT: usize = LAST + 1;
+const LEFT: usize = CLEARED - LEFT_AT;
+/// The move whose new place was cleared last.
+const CLEARED: usize = WORDS - 1;
 /// In word 0: all requests have ended.
 const SETTLED: u64 = 1 << 32;
+/// In word 63: there was such a move.
+const CLEARED_ONE: u64 = 1 << 32;
 /// Words of the notes of all spaces.
 pub const NOTE_WORDS: usize = SPACES * WORDS;
 
@@ -93,20 +99,34 @@ impl<'m> Notes<'m> {
             let word = left.get(i).map_or(0, |r| {
                 (r.start.0 / SUBPAGE_BYTES) << 28 | (r.len() / SUBPAGE_BYTES).min((1 << 28) - 1)
             });
-            set(self.words, Self::at(space, WORDS - LEFT + i), word);
+            set(self.words, Self::at(space, LEFT_AT + i), word);
         }
     }
 
     /// What [`Notes::set_left`] wrote.
     pub(crate) fn left(&self, space: SpaceId) -> Vec<AddrRange> {
         (0..LEFT)
-            .map(|i| get(self.words, Self::at(space, WORDS - LEFT + i)))
+            .map(|i| get(self.words, Self::at(space, LEFT_AT + i)))
             .filter(|&w| w != 0)
             .map(|w| {
                 let start = (w >> 28) * SUBPAGE_BYTES;
                 AddrRange::new(start, start + (w & ((1 << 28) - 1)) * SUBPAGE_BYTES)
             })
             .collect()
+    }
+
+    /// Writes down that the new place of the move with this message holds nothing of before.
+    pub(crate) fn set_cleared(&self, space: SpaceId, seq: u32) {
+        set(
+            self.words,
+            Self::at(space, CLEARED),
+            u64::from(seq) | CLEARED_ONE,
+        );
+    }
+
+    /// Whether [`Notes::set_cleared`] was the last for this message.
+    pub(crate) fn is_cleared(&self, space: SpaceId, seq: u32) -> bool {
+        get(self.words, Self::at(space, CLEARED)) == u64::from(seq) | CLEARED_ONE
     }
 
     pub(crate) fn clear(&self, space: SpaceId) {
@@ -146,6 +166,11 @@ impl<'m> Notes<'m> {
         let word =
             u64::from(total) | (i as u64) << 32 | (first as u64) << 40 | (count as u64) << 48;
         set(self.words, Self::at(space, LAST), word);
+    }
+
+    /// The request of [`Notes::set_last`] is answered for, or its ring is lost: another ring counts anew.
+    pub(crate) fn forget_last(&self, space: SpaceId) {
+        set(self.words, Self::at(space, LAST), 0);
     }
 
     /// What [`Notes::set_last`] wrote: the ring's requests with it, page of the batch, subpages.

@@ -327,6 +327,9 @@ pub struct Heads {
 /// The result of a ring request that the kernel never began (`-ECANCELED`).
 pub const NEVER_RAN: i32 = -125;
 
+/// The result of a ring request that found parts of its range unmapped, and did the rest (`-ENOMEM`).
+pub const HOLES: i32 = -12;
+
 /// What happens on its own time.
 #[expect(clippy::large_enum_variant, reason = "as for [`Op`]")]
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -88,11 +88,21 @@ impl Unsettled {
     }
 }
 
-/// A subpage whose entry a fork's child has only if something is registered at the witness.
+/// A subpage whose entry a fork's child has only if something is registered at the witness, or if nothing is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Suspect {
     pub(crate) at: SubpageIndex,
     pub(crate) witness: SubpageIndex,
+    pub(crate) if_there: bool,
+}
+
+/// What tells a fork's child from its parent while the parent is unsettled.
+#[derive(Default)]
+pub(crate) struct Youth {
+    /// What it moved or unmapped itself.
+    pub(crate) own: Ranges,
+    /// What the parent had, as far as was known when the fork's message was read.
+    pub(crate) inherited: Ranges,
 }
 
 /// One address space.
@@ -101,9 +111,18 @@ pub(crate) struct Space {
     pub(crate) life: Life,
     /// A fork's child whose wiped ranges are not known yet gets no stored bytes.
     pub(crate) known: bool,
-    /// While it is not known: what it moved since the fork, from where and to where.
+    /// While it is not known: what it moved since the fork, from where and to where; before that, what parents
+    /// had moved that were not known either.
     pub(crate) moves: Vec<(AddrRange, Addr)>,
+    /// Whose moves these are, from which one on: the oldest parent that was not known first, itself last.
+    pub(crate) lineage: Vec<(SpaceId, usize)>,
+    /// The parent, while that is not known: what its fork wiped is not this child's either.
+    pub(crate) waits_for: Option<SpaceId>,
+    /// The shell has said all that it knows.
+    pub(crate) told: bool,
     pub(crate) unsettled: Unsettled,
+    /// Of a fork's child whose parent is unsettled.
+    pub(crate) youth: Option<Youth>,
     /// Of a fork's child: subpages of which it is to be found out whether the child has them at all, with
     /// the place that tells.
     pub(crate) suspects: Vec<Suspect>,
@@ -150,7 +169,11 @@ impl Space {
             life: Life::Serving,
             known,
             moves: Vec::new(),
+            lineage: vec![(id, 0)],
+            waits_for: None,
+            told: false,
             unsettled: Unsettled::default(),
+            youth: None,
             suspects: Vec::new(),
             regions: Ranges::new(),
             hearsay: Ranges::new(),
@@ -190,10 +213,13 @@ impl Space {
     }
 
     /// Where that is now which was in `range` when the process was forked.
-    pub(crate) fn since_fork(&self, range: AddrRange) -> Ranges {
+    pub(crate) fn since_fork(&self, of: SpaceId, range: AddrRange) -> Ranges {
         let mut now = Ranges::new();
+        let Some(&(_, first)) = self.lineage.iter().find(|l| l.0 == of) else {
+            return now;
+        };
         now.add(range);
-        for &(from, to) in &self.moves {
+        for &(from, to) in &self.moves[first..] {
             let along: Vec<_> = now
                 .iter()
                 .map(|r| r.intersect(from))

@@ -75,6 +75,8 @@ struct Member {
 struct Orphan {
     space: SpaceId,
     uffd: i32,
+    /// Of a fork's child whose message was read in this pager's life.
+    parent: Option<SpaceId>,
     /// It had a process, which ended or started another program, and whose memory lives on.
     bereaved: bool,
     /// Nothing is left of the ring in that process. Before, a successor has to find things as they were.
@@ -89,6 +91,7 @@ impl Orphan {
         Self {
             space,
             uffd,
+            parent: None,
             bereaved: false,
             ring_gone: true,
             wants_ring: false,
@@ -680,8 +683,15 @@ impl Watch {
                 let count = if self.quiesce(space) { count } else { 0 };
                 self.input(Input::Quiesced { space, count });
             }
-            Errand::Child { space, uffd } => {
-                self.orphans.push(Orphan::child(space, uffd));
+            Errand::Child {
+                parent,
+                space,
+                uffd,
+            } => {
+                self.orphans.push(Orphan {
+                    parent: Some(parent),
+                    ..Orphan::child(space, uffd)
+                });
                 self.next_match_ns = 0;
             }
             Errand::RingGone { space, ring } => self.ring_gone(space, ring),
@@ -917,8 +927,9 @@ impl Watch {
             parts: p,
         });
         // What the fork left out of the child is nothing of the child's, whatever stands there later.
-        for &other in self.members.keys().filter(|&&other| other != pid) {
-            for range in scan::survey(other, &[]).map_or(Vec::new(), |s| s.left_out) {
+        let parent = o.parent.and_then(|p| self.spaces.get(&p));
+        if let Some(&(parent, _)) = parent.filter(|&&(parent, _)| parent != pid) {
+            for range in scan::survey(parent, &[]).map_or(Vec::new(), |s| s.left_out) {
                 self.input(Input::Wiped {
                     space: o.space,
                     range,

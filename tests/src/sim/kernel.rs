@@ -17,7 +17,7 @@ use super::uffd::Uffd;
 /// How long a page is safe from reclaim at most (`Folio::spared_until_ns`).
 pub(crate) const SPARE_NS: u64 = 500_000_000;
 /// A fault or message that waits longer than this is a hang.
-const HANG_NS: u64 = 3_000_000_000;
+pub(crate) const HANG_NS: u64 = 3_000_000_000;
 
 /// Prints a line of the trace.
 macro_rules! trace {

@@ -10,7 +10,7 @@ use holo_pager::drive;
 use holo_pager::store::api::{PageBytes, PageStore};
 use holo_proto::PAGE_BYTES;
 
-use super::kernel::{Kernel, trace};
+use super::kernel::{HANG_NS, Kernel, trace};
 use super::knobs::Knobs;
 use super::oracle::ZERO;
 use super::rng::Rng;
@@ -411,9 +411,16 @@ impl Run<'_> {
                 self.sim.detach(space);
             }
         }
+        let until = self.sim.kernel.now_ns + HANG_NS;
         while !self.failed() && !self.sim.fds.is_empty() {
             self.sim.scan();
-            if !self.turn() && !self.sim.fds.is_empty() {
+            let before = self.sim.kernel.now_ns;
+            self.turn();
+            // What the looks say must not keep the clock from what waits for it.
+            if self.sim.kernel.now_ns < before + 100_000 {
+                self.sim.kernel.now_ns += 100_000;
+            }
+            if self.sim.kernel.now_ns > until {
                 self.stuck("spaces are let go");
             }
             self.limit();

@@ -222,6 +222,16 @@ impl Kernel {
         if self.mms[mm].is_hole(start, end) {
             return Outcome::Refused(22);
         }
+        // A stated limit: the kernel registers what is there. The pager takes a hole for its own then, until
+        // the next message about it, and a mapping that comes there meanwhile for one that it has heard of.
+        let mapped: u64 = self.mms[mm]
+            .vmas
+            .iter()
+            .map(|m| m.end.min(end).saturating_sub(m.start.max(start)))
+            .sum();
+        if mapped < end - start {
+            return Outcome::Refused(22);
+        }
         self.mms[mm].change(start, end, |m| m.uffd = Some(uffd));
         Outcome::Done
     }

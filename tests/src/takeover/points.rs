@@ -37,6 +37,7 @@ pub fn way(point: CrashPoint) -> Way {
     use CrashPoint as P;
     match point {
         P::EventsRead | P::EventApplied | P::EventCleared => Way::Load(EVERYTHING),
+        P::NewPlaceCleared | P::EntryMoving | P::Moved => Way::Load(&["move"]),
         P::ForkBegun | P::ForkCopied => Way::Load(&["fork"]),
         P::Zeroed => Way::Load(&["drop"]),
         P::Restaged => Way::Load(&["direct"]),
