@@ -44,6 +44,7 @@ enum Phase {
     Threads,
     Select,
     Protect,
+    Pins,
     Read,
     Queue,
     Wait,
@@ -88,6 +89,7 @@ enum Step {
     Sweep(AddrRange),
     Look(PageIndex),
     Protect,
+    Pins,
     Read { first: usize, count: usize },
     Queue { first: usize, count: usize },
     Kick,
@@ -278,6 +280,7 @@ impl Batch {
         matches!(
             self.phase,
             Phase::Protect
+                | Phase::Pins
                 | Phase::Read
                 | Phase::Queue
                 | Phase::Wait
@@ -431,6 +434,7 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 Phase::Select => self.select(id, b),
                 Phase::Protect => self.protect(id, b),
+                Phase::Pins => self.pins(id, b),
                 Phase::Read => self.read(id, b),
                 Phase::Queue => self.queue(id, b),
                 Phase::Wait | Phase::RepairWait if b.outstanding == 0 => {
@@ -625,8 +629,33 @@ impl<S: PageStore> Core<'_, S> {
             b.step = Step::Protect;
             return Some(Op::Protect { space: id, range });
         }
-        b.goto(Phase::Read);
+        b.goto(Phase::Pins);
         None
+    }
+
+    /// Does a device have a hold on memory of the process for long? What such a one writes marks no page, and
+    /// after it has let go nothing tells a page that it wrote. Whoever wants to take hold now waits: a page
+    /// that is written by a device is made writable first, and those of the batch are protected.
+    fn pins(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        if b.pages.iter().all(|p| p.lost || p.mask.is_empty()) {
+            b.goto(Phase::Read);
+            return None;
+        }
+        b.step = Step::Pins;
+        Some(Op::Pins { space: id })
+    }
+
+    fn pins_known(&mut self, b: &mut Batch, outcome: Outcome) {
+        if let Outcome::Pinned(bytes @ ..=0x7fff_ffff_ffff) = outcome {
+            self.stats.pinned_peak_bytes = self.stats.pinned_peak_bytes.max(bytes);
+        }
+        if outcome != Outcome::Pinned(0) {
+            for p in &mut b.pages {
+                self.stats.stayed_pinned += u64::from(!p.mask.is_empty());
+                p.mask = SubpageMask::NONE;
+            }
+        }
+        b.goto(Phase::Read);
     }
 
     fn read(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
@@ -1225,6 +1254,7 @@ impl<S: PageStore> Core<'_, S> {
                 }
             }
             Step::Protect => self.protect_done(id, b, outcome),
+            Step::Pins => self.pins_known(b, outcome),
             Step::Read { first, count } => {
                 let got = if let Outcome::Subpages(n) = outcome {
                     n

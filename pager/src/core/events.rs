@@ -141,7 +141,9 @@ impl<S: PageStore> Core<'_, S> {
         for part in there {
             self.doubt(id, part);
             self.bury(id, part);
-            self.forget_range(id, part);
+            for r in self.perhaps_late(id, part) {
+                self.forget_range(id, r);
+            }
             if let Some(s) = self.space(id) {
                 s.unsettled.changed.add(part);
                 s.regions.remove(part);
@@ -153,6 +155,32 @@ impl<S: PageStore> Core<'_, S> {
                 }
             }
         }
+    }
+
+    /// A range of one call may have holes, where something was moved to before this was heard of it: what has
+    /// come to `part` may be there still, and is looked for. The rest of `part`.
+    fn perhaps_late(&mut self, id: SpaceId, part: AddrRange) -> Vec<AddrRange> {
+        let Some(s) = self.space(id) else {
+            return Vec::new();
+        };
+        let rest = s.unsettled.arrived.without(part);
+        let arrived: Vec<_> = s.unsettled.arrived.within(part).collect();
+        s.unsettled.arrived.remove(part);
+        for r in arrived {
+            let end = r.end_subpage();
+            let mut at = r.start.subpage();
+            while let Some((found, _)) = self.map.next_in(id, at, end) {
+                at = SubpageIndex(found.0 + 1);
+                if let Some(s) = self.space(id) {
+                    s.suspects.push(Suspect {
+                        at: found,
+                        witness: found,
+                        if_there: true,
+                    });
+                }
+            }
+        }
+        rest
     }
 
     /// The pages of `from` are at `to` now. Entry by entry, and a moved one is gone from its old place:
@@ -230,6 +258,8 @@ impl<S: PageStore> Core<'_, S> {
         s.hearsay.remove(new);
         s.unsettled.changed.add(old);
         s.unsettled.changed.add(new);
+        s.unsettled.arrived.remove(old);
+        s.unsettled.arrived.add(new);
         s.regions.remove(new);
         if was_ours {
             s.regions.add(new);
@@ -590,15 +620,18 @@ impl<S: PageStore> Core<'_, S> {
         if outcome == Outcome::EventsPending {
             return self.events_pending(id);
         }
-        let Some(Suspect { at, if_there, .. }) = self.space(id).and_then(|s| s.suspects.pop())
-        else {
+        let Some(suspect) = self.space(id).and_then(|s| s.suspects.pop()) else {
             return;
         };
         match outcome {
             Outcome::Gone => self.gone(id),
             there => {
-                if (there == Outcome::Done) != if_there {
-                    self.set_entry(id, at, Entry::Nothing);
+                if (there == Outcome::Done) != suspect.if_there {
+                    self.set_entry(id, suspect.at, Entry::Nothing);
+                } else if let (Some(s), true) = (self.space(id), suspect.if_there) {
+                    let start = suspect.witness.start();
+                    let end = start.offset(SUBPAGE_BYTES);
+                    s.regions.add(AddrRange { start, end });
                 }
             }
         }

@@ -186,6 +186,11 @@ pub enum Op {
         /// Whose.
         space: SpaceId,
     },
+    /// How much of the address space is pinned for long (`VmPin` in `/proc/PID/status`)?
+    Pins {
+        /// Whose.
+        space: SpaceId,
+    },
     /// Makes a present page of a read-only mapping dirty without changing it.
     Redirty {
         /// Where.
@@ -293,6 +298,8 @@ pub enum Outcome {
     Found(Option<AddrRange>),
     /// Robust-list heads.
     Heads(Heads),
+    /// So many bytes of the address space are pinned for long; [`u64::MAX`] if that cannot be told.
+    Pinned(u64),
 }
 
 /// What pagemap says of one page's subpages.

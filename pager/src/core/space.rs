@@ -60,6 +60,8 @@ pub(crate) struct Unsettled {
     pub(crate) displaced: Ranges,
     /// What was unmapped, moved away from, or moved to.
     pub(crate) changed: Ranges,
+    /// New places of moves.
+    pub(crate) arrived: Ranges,
     /// Registered anew where the message that the last occupant has gone was not read yet.
     pub(crate) reborn: Ranges,
     /// Children of forks whose messages were read meanwhile: what is heard now may have been before the fork.
@@ -77,12 +79,7 @@ impl Unsettled {
 
     /// The parts of `range` whose last occupant a message about it means.
     pub(crate) fn take_displaced(&mut self, range: AddrRange) -> Vec<AddrRange> {
-        let parts: Vec<_> = self
-            .displaced
-            .iter()
-            .map(|r| r.intersect(range))
-            .filter(|r| !r.is_empty())
-            .collect();
+        let parts: Vec<_> = self.displaced.within(range).collect();
         self.displaced.remove(range);
         parts
     }
@@ -286,6 +283,13 @@ impl Ranges {
     /// The first range that ends after `at`.
     pub(crate) fn at_or_after(&self, at: Addr) -> Option<AddrRange> {
         self.list.get(self.first_after(at)).copied()
+    }
+
+    /// What lies in `range`.
+    pub(crate) fn within(&self, range: AddrRange) -> impl Iterator<Item = AddrRange> + '_ {
+        self.iter()
+            .map(move |r| r.intersect(range))
+            .filter(|r| !r.is_empty())
     }
 
     /// Adds a range; what it covers already is replaced.

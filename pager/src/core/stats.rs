@@ -21,6 +21,10 @@ pub struct Stats {
     pub stayed_written: u64,
     /// Offered pages that stayed unchanged.
     pub stayed_other: u64,
+    /// Pages not offered because the process had pinned memory for long.
+    pub stayed_pinned: u64,
+    /// Most bytes that a process was seen to have pinned for long.
+    pub pinned_peak_bytes: u64,
     /// Pages not offered because a fork relative shares them.
     pub stayed_shared: u64,
     /// Times that an operation was decided again because an event was pending.
@@ -86,6 +90,8 @@ scalar_words!(
     subpages_refaulted,
     stayed_written,
     stayed_other,
+    stayed_pinned,
+    pinned_peak_bytes,
     stayed_shared,
     decided_again,
     dropped_in_batch,

@@ -80,8 +80,6 @@ scalars! {
     LeftStack = 32,
     /// Pages left alone: locked.
     LeftLocked = 33,
-    /// Pages left alone: pinned.
-    LeftPinned = 34,
     /// Pages left alone: shared.
     LeftShared = 35,
     /// Pages left alone: files.

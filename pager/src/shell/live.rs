@@ -20,7 +20,7 @@ use crate::sys::errors::{MemError, UffdError};
 use crate::sys::mem::TargetMem;
 use crate::sys::notify::Bell;
 use crate::sys::pagemap::{Pagemap, PresentRun};
-use crate::sys::procfs::{self, Tasks};
+use crate::sys::procfs::{self, PinCount, Tasks};
 use crate::sys::ring::{self, AdviceRing};
 use crate::sys::uffd::{CopyMode, Uffd};
 use crate::sys::{clock, spawn};
@@ -46,6 +46,8 @@ pub(crate) enum Errand {
         pid: i32,
     },
     NeedRing(SpaceId),
+    /// What was opened by a process id is about a thread that has ended.
+    PartsLost(SpaceId),
     NeedQuiesce {
         space: SpaceId,
         count: u64,
@@ -142,6 +144,7 @@ pub(crate) struct Parts {
     pub(crate) mem: TargetMem,
     pub(crate) pagemap: Pagemap,
     pub(crate) tasks: Tasks,
+    pub(crate) pins: PinCount,
 }
 
 /// One process as the serving thread holds it.
@@ -489,6 +492,15 @@ impl Live {
             }
             Op::FindPresent { space, range } => return self.find_present(space, range),
             Op::Threads { space } => return self.heads(space),
+            Op::Pins { space } => {
+                let pins = &self.target(space)?.parts.as_ref()?.pins;
+                let Ok(bytes) = pins.bytes() else {
+                    // The thread that we asked has ended; another one may live.
+                    self.errand(Errand::PartsLost(space));
+                    return Some(Outcome::Pinned(u64::MAX));
+                };
+                Outcome::Pinned(bytes)
+            }
             Op::Redirty { space, at } => return self.redirty(space, at.start()),
             Op::NeedRing { space } => {
                 self.errand(Errand::NeedRing(space));

@@ -1,6 +1,6 @@
 //! The run report, from the control block: whoever is alive can write it.
 
-use holo_proto::{FaultLatency, LeftAlone, Report, SUBPAGE_BYTES, Stayed};
+use holo_proto::{FaultLatency, LeftAlone, PAGE_BYTES, Report, SUBPAGE_BYTES, Stayed};
 
 use super::control::{Control, Scalar};
 use crate::core::{Stats, StopReason};
@@ -26,14 +26,14 @@ pub(crate) fn build(control: Control, exit_code: Option<i32>, own_cpu_ns: u64) -
         pages_evicted: s.pages_evicted,
         pages_stayed: Stayed {
             written: s.stayed_written,
-            pinned: 0,
+            pinned: s.stayed_pinned,
             shared: s.stayed_shared,
             other: s.stayed_other,
         },
         pages_left_alone: LeftAlone {
             stack: control.get(Scalar::LeftStack),
             locked: control.get(Scalar::LeftLocked),
-            pinned: control.get(Scalar::LeftPinned),
+            pinned: s.pinned_peak_bytes.div_ceil(PAGE_BYTES),
             shared: control.get(Scalar::LeftShared),
             file: control.get(Scalar::LeftFile),
         },

@@ -23,7 +23,7 @@ use crate::sys::advise::PidFd;
 use crate::sys::maps::ProcMaps;
 use crate::sys::mem::TargetMem;
 use crate::sys::pagemap::Pagemap;
-use crate::sys::procfs::{self, Statm, Tasks};
+use crate::sys::procfs::{self, PinCount, Statm, Tasks};
 use crate::sys::ring::{AdviceRing, RingParams};
 use crate::sys::uffd::Uffd;
 use crate::sys::{clock, spawn, table};
@@ -727,6 +727,12 @@ impl Watch {
                 });
                 self.next_match_ns = 0;
             }
+            Errand::PartsLost(space) => {
+                let pid = self.spaces.get(&space).map(|s| s.0);
+                if let Some(parts) = pid.and_then(parts) {
+                    self.tell(Command::Parts { space, parts });
+                }
+            }
             Errand::RingGone { space, ring } => self.ring_gone(space, ring),
             Errand::Stop { space, why } => self.stopped(space, why),
             Errand::Closed {
@@ -1036,6 +1042,7 @@ pub(crate) fn parts(pid: i32) -> Option<Parts> {
         mem: TargetMem::open(pid).ok()?,
         pagemap: Pagemap::open(pid).ok()?,
         tasks: Tasks::open(pid).ok()?,
+        pins: PinCount::open(pid).ok()?,
     })
 }
 

@@ -209,17 +209,41 @@ pub fn parent_of(pid: i32) -> io::Result<i32> {
     i32::try_from(parent).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// Bytes of the address space under long-term pins (`VmPin`): RDMA, registered io_uring buffers, VFIO.
-///
-/// # Errors
-/// ENOENT without such a process.
-pub fn vm_pin_bytes(pid: i32) -> io::Result<u64> {
-    let text = std::fs::read(format!("/proc/{pid}/status"))?;
-    let line = text
-        .split(|&b| b == b'\n')
-        .find_map(|line| line.strip_prefix(b"VmPin:"));
-    // A process without memory (a zombie) has no such line.
-    Ok(line.map_or(0, |rest| kib(rest.trim_ascii_start())))
+/// How much of an address space is pinned for long (`VmPin`): RDMA, registered io_uring buffers, VFIO.
+#[derive(Debug)]
+pub struct PinCount(File);
+
+impl PinCount {
+    /// What is read at once: more than a status is long, but for a process of very many groups.
+    const TEXT_BYTES: usize = 16 << 10;
+
+    /// Of the process `pid`, by one of its threads that lives.
+    ///
+    /// # Errors
+    /// ENOENT without such a process; `InvalidData` if none of its threads has memory.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let count = File::open(task?.path().join("status")).map(Self);
+            if let Some(count) = count.ok().filter(|c| c.bytes().is_ok()) {
+                return Ok(count);
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into())
+    }
+
+    /// Bytes, now.
+    ///
+    /// # Errors
+    /// ESRCH if the thread has ended, `InvalidData` if it is about to.
+    pub fn bytes(&self) -> io::Result<u64> {
+        let mut text = [0; Self::TEXT_BYTES];
+        let len = self.0.read_at(&mut text, 0)?;
+        text[..len]
+            .split(|&b| b == b'\n')
+            .find_map(|line| line.strip_prefix(b"VmPin:"))
+            .map(|rest| kib(rest.trim_ascii_start()))
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
 }
 
 /// The children of processes.
@@ -409,7 +433,7 @@ mod tests {
 
     #[test]
     fn nothing_is_pinned_here() {
-        assert_eq!(vm_pin_bytes(me()).unwrap(), 0);
-        assert!(vm_pin_bytes(i32::MAX).is_err());
+        assert_eq!(PinCount::open(me()).unwrap().bytes().unwrap(), 0);
+        assert!(PinCount::open(i32::MAX).is_err());
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Transfer {
     pub(crate) mm: MmId,
     pub(crate) folio: FolioId,
     pub(crate) writes: u64,
+    /// A registered buffer: it counts as pinned, and letting go marks no page dirty.
+    pub(crate) long: bool,
 }
 
 /// What became of an access.
@@ -251,14 +253,18 @@ impl Kernel {
     }
 
     /// A word of the present, writable subpage `v` gets a new value.
-    pub(crate) fn store_word(&mut self, mm: MmId, v: u64) {
+    pub(crate) fn store_word(&mut self, mm: MmId, v: u64, marked: bool) {
         self.observe(mm, v);
         let (word, value) = (self.rng.index(4), self.value());
         let Some(Pte { folio: Some(f), .. }) = self.mms[mm].ptes.get(&v) else {
             return;
         };
         self.folios[*f].content[word] = value;
-        self.ideals[mm].write(v, word, value);
+        if marked {
+            self.ideals[mm].write(v, word, value);
+        } else {
+            self.ideals[mm].write_unmarked(v, word, value);
+        }
     }
 
     // --- reclaim and devices --------------------------------------------------------------------
@@ -312,7 +318,7 @@ impl Kernel {
         let i = self.rng.index(self.transfers.len());
         let (mm, f) = (self.transfers[i].mm, self.transfers[i].folio);
         if self.transfers[i].writes == 0 {
-            self.folios[f].dirty = true;
+            self.folios[f].dirty |= !self.transfers[i].long;
             self.folios[f].pins -= 1;
             self.transfers.swap_remove(i);
             trace!(self, "device done with folio {f}");
@@ -323,7 +329,8 @@ impl Kernel {
         match mapped {
             Some((_, v)) => {
                 trace!(self, "device writes mm{mm} {v:#x}");
-                self.store_word(mm, v);
+                let marked = !self.transfers[i].long;
+                self.store_word(mm, v, marked);
             }
             None => {
                 let value = self.value();

@@ -62,6 +62,11 @@ impl Ideal {
         page.lazy = false;
     }
 
+    /// A device wrote a word and marks no page dirty: what the process has offered may still go.
+    pub(crate) fn write_unmarked(&mut self, v: u64, word: usize, value: u32) {
+        self.pages.entry(v).or_default().content[word] = value;
+    }
+
     /// A drop of `start..end` begins; `name` is unique.
     pub(crate) fn drop_begins(&mut self, name: u64, start: u64, end: u64) {
         self.dropping.push((name, start, end));
@@ -91,8 +96,8 @@ impl Ideal {
 
     /// The content may turn to zero at any moment until it is written.
     pub(crate) fn lazy(&mut self, start: u64, end: u64) {
-        for (_, p) in self.pages.range_mut(start..end) {
-            p.lazy = true;
+        for v in start..end {
+            self.pages.entry(v).or_default().lazy = true;
         }
     }
 

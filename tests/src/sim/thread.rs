@@ -221,7 +221,7 @@ impl Kernel {
                     if write { "writes" } else { "reads" }
                 );
                 if write {
-                    self.store_word(mm, v);
+                    self.store_word(mm, v, true);
                 } else {
                     self.observe(mm, v);
                 }
@@ -268,7 +268,16 @@ impl Kernel {
             trace!(self, "mm{mm} {v:#x} is pinned, folio {folio}");
             self.folios[folio].pins += 1;
             let writes = self.rng.between(0, 4);
-            self.transfers.push(Transfer { mm, folio, writes });
+            let long = self.rng.one_in(2);
+            // A stated limit: a buffer that is registered, written and let go of between an offer and the
+            // kernel's drop leaves no trace that anybody could see.
+            self.folios[folio].dirty |= long && self.folios[folio].lazy;
+            self.transfers.push(Transfer {
+                mm,
+                folio,
+                writes,
+                long,
+            });
         }
         Task::Idle
     }

@@ -10,7 +10,7 @@ use holo_pager::core::{
 };
 use holo_pager::drive::World;
 use holo_pager::store::api::PageBytes;
-use holo_proto::{Addr, AddrRange, PAGE_SUBPAGES, SpaceId, SubpageMask};
+use holo_proto::{Addr, AddrRange, PAGE_SUBPAGES, SUBPAGE_BYTES, SpaceId, SubpageMask};
 
 use super::kernel::{Kernel, trace};
 use super::mm::{MmId, Prot, UffdId};
@@ -638,6 +638,14 @@ impl<'m> Sim<'m> {
                 self.kernel.window_over(mm);
                 self.heads(space, mm)
             }
+            Op::Pins { .. } => {
+                let long = self
+                    .kernel
+                    .transfers
+                    .iter()
+                    .filter(|t| t.mm == mm && t.long);
+                Outcome::Pinned(long.count() as u64 * SUBPAGE_BYTES)
+            }
             Op::Redirty { at, .. } => {
                 let served = self.kernel.mms[mm]
                     .vma(at.0)
@@ -672,6 +680,7 @@ fn space_of(op: &Op) -> Option<SpaceId> {
         | Op::Register { space, .. }
         | Op::Unregister { space, .. }
         | Op::Threads { space }
+        | Op::Pins { space }
         | Op::Redirty { space, .. }
         | Op::NeedRing { space }
         | Op::NeedQuiesce { space, .. }

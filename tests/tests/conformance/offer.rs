@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use holo_pager::sys::advise::pageout;
 use holo_pager::sys::mem::TargetMem;
-use holo_pager::sys::procfs::vm_pin_bytes;
+use holo_pager::sys::procfs::PinCount;
 use holo_pager::sys::ring::{Advice, AdviceRing};
 use holo_pager::sys::uffd::Event;
 use holo_proto::{AddrRange, SubpageMask};
@@ -75,14 +75,15 @@ fn device_writes(agent: &Agent, file: u64, range: AddrRange) {
 fn pinned_pages_stay() {
     let _bound = bounded();
     let (agent, mut ring, range) = pinned();
-    assert!(vm_pin_bytes(agent.pid).unwrap() >= 65536);
+    let pins = PinCount::open(agent.pid).unwrap();
+    assert!(pins.bytes().unwrap() >= 65536);
     assert_eq!(advise(&mut ring, range, Advice::Free), 0);
     assert_eq!(reclaim(&agent, range), SubpageMask::ALL);
     assert_eq!(present(&agent, sub(range, 16, 16)), SubpageMask::NONE);
     assert!(agent.holds(sub(range, 0, 16), 1));
     // A pin that ends protects no longer.
     assert_eq!(agent.run(A, "unpin"), 0);
-    assert_eq!(vm_pin_bytes(agent.pid).unwrap(), 0);
+    assert_eq!(pins.bytes().unwrap(), 0);
     assert_eq!(reclaim(&agent, range), SubpageMask::NONE);
 }
 
