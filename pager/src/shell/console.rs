@@ -131,23 +131,23 @@ impl Console {
 }
 
 /// Sends one request to the pager of `pid` and returns its line; waits as long as the pager takes. A pager
-/// that dies over it is asked again: its successor knows nothing of the question. The line is empty if there
-/// was none.
+/// that dies over it is asked again: its successor knows nothing of the question; so is one that was asked
+/// too slowly, and has hung up. The line is empty if the pager has ended meanwhile.
 ///
 /// # Errors
 /// ConnectionRefused: no pager holds the process.
 pub fn request(pid: i32, request: &str) -> std::io::Result<String> {
-    let mut line = ask(pid, request)?;
-    while line.is_empty() {
-        line = match ask(pid, request) {
-            Err(e) if e.kind() == ErrorKind::ConnectionRefused => return Ok(String::new()),
-            Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
-                String::new()
-            }
-            result => result?,
-        };
+    let mut heard = false;
+    loop {
+        match ask(pid, request) {
+            Ok(line) if !line.is_empty() => return Ok(line),
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {}
+            Err(e) if heard && e.kind() == ErrorKind::ConnectionRefused => return Ok(String::new()),
+            Err(e) => return Err(e),
+        }
+        heard = true;
     }
-    Ok(line)
 }
 
 fn ask(pid: i32, request: &str) -> std::io::Result<String> {

@@ -1,4 +1,4 @@
-//! Which process a fork's userfaultfd belongs to.
+//! Which process a fork's userfaultfd belongs to; the end of a process's userfaultfd.
 //!
 //! The message of a fork carries a descriptor and no process id, and comes before the child is in
 //! `/proc`. So candidates are tried: a present subpage of the candidate is write-protected *through the
@@ -6,14 +6,26 @@
 //! lifted, they are one address space. Nothing of the child changes.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use holo_proto::{AddrRange, SUBPAGE_BYTES};
+use holo_proto::{Addr, AddrRange, SUBPAGE_BYTES};
 
 use super::scan;
 use crate::sys::errors::UffdError;
 use crate::sys::pagemap::{Pagemap, PresentRun};
 use crate::sys::procfs::Children;
-use crate::sys::uffd::Uffd;
+use crate::sys::uffd::{EVENT_WORDS, Event, Uffd};
+use crate::sys::{spawn, table};
+
+/// Where no process has memory: an operation there says only how things are.
+const NOWHERE: AddrRange = AddrRange {
+    start: Addr(SUBPAGE_BYTES),
+    end: Addr(2 * SUBPAGE_BYTES),
+};
+/// Messages read at once.
+const MESSAGES: usize = 16;
+/// Between two looks at what is under way, nanoseconds.
+const PAUSE_NS: u64 = 1_000_000;
 
 /// All descendants of `roots`, roots excluded.
 pub(crate) fn descendants(roots: impl Iterator<Item = i32>) -> BTreeSet<i32> {
@@ -91,8 +103,43 @@ pub(crate) fn compare(uffd: &Uffd, pid: i32) -> Match {
 /// Whether the address space of a descriptor is gone.
 pub(crate) fn is_gone(uffd: &Uffd) -> bool {
     // Of an address that no mapping of ours holds: ENOENT while the address space lives.
-    matches!(
-        uffd.unprotect(AddrRange::new(SUBPAGE_BYTES, 2 * SUBPAGE_BYTES), false),
-        Err(UffdError::Gone)
-    )
+    matches!(uffd.unprotect(NOWHERE, false), Err(UffdError::Gone))
+}
+
+/// Ends what `pid` has to do with a descriptor that serves it no longer, before that is closed. All its
+/// pages are there.
+///
+/// Closing would do, but for a fork that is under way: it holds a copy of the descriptor that the process
+/// keeps, and waits for its message to be read, for ever when nobody is left to read it. So messages are
+/// read until no mapping is registered and nothing is under way that could send one.
+pub(crate) fn let_go(uffd: &Uffd, pid: i32) {
+    let slots = [const { AtomicU64::new(0) }; MESSAGES * EVENT_WORDS];
+    loop {
+        let Ok(survey) = scan::survey(pid, &[]) else {
+            return; // it has ended
+        };
+        for &range in &survey.registered {
+            // Where it changed meanwhile the next look knows.
+            let _ = uffd.unregister(range);
+        }
+        let mut messages = 0;
+        while let Ok(count @ 1..) = uffd.read_events(&slots) {
+            messages += count;
+            for slot in slots.chunks(EVENT_WORDS).take(count) {
+                let words = std::array::from_fn(|i| slot[i].load(Ordering::Relaxed));
+                if let Some(Event::Fork { fd }) = Event::decode(&words) {
+                    // The child's pages are there as well; closed, it serves none.
+                    table::close(fd);
+                }
+            }
+        }
+        // A mapping that moved while the mappings were read has sent a message, or is about to.
+        match uffd.unprotect(NOWHERE, false) {
+            Err(UffdError::Gone) => return,
+            Err(UffdError::EventsPending) => {}
+            _ if survey.registered.is_empty() && messages == 0 => return,
+            _ => continue,
+        }
+        spawn::poll_readable(&[uffd.as_raw_fd()], Some(PAUSE_NS));
+    }
 }

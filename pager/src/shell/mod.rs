@@ -455,7 +455,7 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
     for (space, uffd) in recovered {
         watch.adopt_recovered(space, uffd);
     }
-    watch.adopt_held_for_nobody();
+    watch.finish_what_was_begun();
     control.set(Scalar::Ready, 1);
     if control.fd(Scalar::AnswerFd).is_some() {
         if settings.attach.is_some() {

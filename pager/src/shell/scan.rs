@@ -85,15 +85,15 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
     ProcMaps::open_smaps(pid)?.read_into(&mut text)?;
     let mut s = Survey::default();
     let mut small_bytes = 0;
-    let mut file_end = Addr(0);
+    let mut data_end = Addr(0);
     for d in maps::smaps(&text) {
         let m = &d.mapping;
         let pages = d.rss_bytes.div_ceil(PAGE_BYTES);
         // The rest of a file's data: a static C library keeps words there that the kernel writes with
         // faults forbidden (thread ids).
-        let of_file = m.inode == 0 && m.range.start == file_end;
-        if m.inode != 0 || of_file {
-            file_end = m.range.end;
+        let of_file = m.range.start == data_end;
+        if m.inode != 0 && !m.shared && m.write {
+            data_end = m.range.end;
         }
         if d.flags.has(VmFlags::WIPE_ON_FORK) {
             s.wiped.push(m.range);

@@ -595,20 +595,50 @@ impl Watch {
         })
     }
 
-    /// Serves what was taken for a predecessor that died over it, or gives it back.
-    pub(crate) fn adopt_held_for_nobody(&mut self) {
+    /// Goes on with what a predecessor died over: takes and detaches.
+    pub(crate) fn finish_what_was_begun(&mut self) {
+        let detaching = self.control.get(Scalar::Detaching) != 0;
         let all: Vec<Record> = self.held_for_nobody().collect();
         for r in all {
             let same = procfs::image(r.pid).is_ok_and(|image| image == r.image);
-            if same {
+            if same && !detaching {
                 self.add_member(r.pid);
+                if self.take_one(r.pid).is_ok() {
+                    continue;
+                }
             }
-            if !same || self.take_one(r.pid).is_err() {
-                self.control.drop_record(r.uffd);
-                table::close(r.uffd);
-                table::close(r.pidfd);
-            }
+            self.give_back(&r, same);
         }
+        if detaching {
+            self.detach_all();
+        }
+    }
+
+    /// Undoes a hold of which no page is away. `same`: the process still has the memory.
+    fn give_back(&mut self, r: &Record, same: bool) {
+        if let Some(uffd) = table::claim(r.uffd).map(Uffd::from_owned) {
+            if same {
+                family::let_go(&uffd, r.pid);
+                let (pid, keeper) = (r.pid, r.keeper);
+                let _ = self.line.ask(Ask::DropKeeper { pid, keeper });
+            }
+            drop(uffd);
+            table::unclaim(r.uffd);
+        }
+        self.control.drop_record(r.uffd);
+        table::close(r.pidfd);
+        if r.ring >= 0 {
+            table::close(r.ring);
+        }
+    }
+
+    fn detach_all(&mut self) {
+        let spaces: Vec<_> = self.spaces.keys().copied().collect();
+        for space in spaces {
+            self.input(Input::Detach(space));
+        }
+        // Members that were never taken have nothing to give back.
+        self.members.retain(|_, m| m.space.is_some() || m.taking);
     }
 
     fn take_one(&mut self, pid: i32) -> Result<(), String> {
@@ -776,6 +806,7 @@ impl Watch {
         let record = self.control.record(uffd);
         if let Some((pid, _)) = self.spaces.remove(&space) {
             if detached {
+                family::let_go(&target.uffd, pid);
                 if let Some(r) = record.filter(|r| r.keeper >= 0) {
                     let keeper = r.keeper;
                     let _ = self.line.ask(Ask::DropKeeper { pid, keeper });
@@ -996,12 +1027,7 @@ impl Watch {
         match request {
             Request::Detach(reply) => {
                 self.control.set(Scalar::Detaching, 1);
-                let spaces: Vec<_> = self.spaces.keys().copied().collect();
-                for space in spaces {
-                    self.input(Input::Detach(space));
-                }
-                // Members that were never taken have nothing to give back.
-                self.members.retain(|_, m| m.space.is_some() || m.taking);
+                self.detach_all();
                 self.console.reply_at_end(reply);
             }
             Request::Status(reply) => {

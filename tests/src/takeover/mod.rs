@@ -1,8 +1,8 @@
 //! The take-over suite: pagers die at every named point and at random moments, under a program that
 //! checks every word of its memory; where nobody can take over, the program is killed and told why.
 //!
-//! [`points`] has one case for each crash point, [`kills`] random moments, [`orphaned`] a guardian that
-//! dies as well, [`attached`] the deaths around `holo attach` and `holo detach`. The program is
+//! [`points`] has one case for each crash point, [`kills`] random moments, [`orphaned`] guardians and wardens
+//! that die as well, [`attached`] the deaths around `holo attach` and `holo detach`. The program is
 //! `tests/takeover/load.c`, started by [`load`]; [`tree`] finds the processes that are to die, by their
 //! token, so that no other session's are hit.
 

@@ -88,6 +88,10 @@ pub fn await_traces(
         if wanted(&now) {
             return Ok(());
         }
-        ensure!(Instant::now() < until, "{what}: {now:?}");
+        if Instant::now() >= until {
+            return Err(running
+                .hung(&format!("{what}: {now:?}"))
+                .context(what.to_owned()));
+        }
     }
 }
