@@ -158,12 +158,17 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     /// A range of one call may have holes, where something was moved to before this was heard of it: what has
-    /// come to `part` may be there still, and is looked for. The rest of `part`.
+    /// come to `part` may be there still, and is looked for. Not if there is nothing else in the range, for no
+    /// message is about holes alone. The rest of `part`.
     fn perhaps_late(&mut self, id: SpaceId, part: AddrRange) -> Vec<AddrRange> {
         let Some(s) = self.space(id) else {
             return Vec::new();
         };
         let rest = s.unsettled.arrived.without(part);
+        if rest.iter().all(|&r| s.regions.overlapping(r).is_none()) {
+            s.unsettled.arrived.remove(part);
+            return vec![part];
+        }
         let arrived: Vec<_> = s.unsettled.arrived.within(part).collect();
         s.unsettled.arrived.remove(part);
         for r in arrived {
