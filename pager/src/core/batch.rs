@@ -1123,8 +1123,13 @@ impl<S: PageStore> Core<'_, S> {
             let unheard = p.mask.and(run).minus(heard);
             p.mask = p.mask.minus(unheard);
             p.repair = true;
-            // A request goes upwards, and only holes (ENOMEM) do not stop it.
-            let stopped = unheard.iter().next().filter(|_| result != HOLES);
+            // A request goes upwards, and only holes (ENOMEM) do not stop it. One that is all hole has done
+            // nothing.
+            let stopped = if result == HOLES {
+                run.iter().next().filter(|_| run.count() == 1)
+            } else {
+                unheard.iter().next()
+            };
             if let Some(stopped) = stopped {
                 let beyond = run.minus(run_mask(0, stopped));
                 self.offered_nothing(id, &mut b, i, beyond);

@@ -88,6 +88,8 @@ pub(crate) struct Knobs {
     pub(crate) death_points: u64,
     /// One in so many steps a space is told to let go early; 0: never.
     pub(crate) early_detach: u64,
+    /// A process also forks while a change of its mappings is not wholly told, and the other way round.
+    pub(crate) wild: bool,
     /// Time between two looks of the shell at the mappings.
     pub(crate) scan_every_ns: u64,
     /// Inputs of the shell come late by up to so many nanoseconds.
@@ -163,6 +165,7 @@ impl Knobs {
             },
             early_detach: pick(rng, &[0, 0, 0, 400]),
             scan_every_ns: pick(rng, &[20_000, 200_000, 2_000_000]),
+            wild: false,
             input_delay_ns: pick(rng, &[0, 1_000, 100_000]),
         };
         if knobs.acts % 8 == 7 && knobs.ring_refused == 0 {

@@ -193,6 +193,9 @@ impl Kernel {
                 None
             }
             Act::Unmap | Act::Map | Act::Protect | Act::Move | Act::Unlock => {
+                if !self.knobs.wild && self.is_telling(mm, |child| child.is_some()) {
+                    return None;
+                }
                 let change = self.draw_change(mm, act)?;
                 (self.mms[mm].readers == 0).then(|| self.change(t, change))
             }

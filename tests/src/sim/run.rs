@@ -85,10 +85,11 @@ impl Bank {
 type SimCore<'m> = Core<'m, Store>;
 
 /// Runs one seed.
-pub fn run_seed(seed: u64, bank: &mut Bank, trace: bool) -> Report {
+pub fn run_seed(seed: u64, bank: &mut Bank, trace: bool, wild: bool) -> Report {
     bank.clear();
     let mut rng = Rng::new(seed);
-    let knobs = Knobs::draw(&mut rng);
+    let mut knobs = Knobs::draw(&mut rng);
+    knobs.wild = wild;
     if trace {
         eprintln!("{knobs:#?}");
     }

@@ -594,9 +594,19 @@ impl Kernel {
         Task::Lock { cursor, end }
     }
 
+    /// Whether a thread of `mm` has not told all of such a change or fork.
+    pub(crate) fn is_telling(&self, mm: MmId, which: impl Fn(Option<MmId>) -> bool) -> bool {
+        self.threads.iter().any(|t| {
+            t.alive && t.mm == mm && matches!(t.task, Task::Tell { child, .. } if which(child))
+        })
+    }
+
     pub(crate) fn fork(&mut self, t: ThreadId) -> Task {
         let parent = self.threads[t].mm;
-        if self.mms_alive() >= self.knobs.spaces_most || self.drop_is_ambiguous(parent) {
+        if self.mms_alive() >= self.knobs.spaces_most
+            || self.drop_is_ambiguous(parent)
+            || (!self.knobs.wild && self.is_telling(parent, |_| true))
+        {
             return Task::Idle;
         }
         let child = self.fork_mm(parent);
