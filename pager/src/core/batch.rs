@@ -30,6 +30,8 @@ use crate::store::api::{Locations, PageStore, StoreError, Ticket};
 
 /// A ring that has not answered for so long belongs to a stopped target: others do not wait for it.
 const STUCK_NS: u64 = 50_000_000;
+/// The same for a fault of the very process, which is not stopped: its ring has only to be scheduled.
+const STUCK_RUNNING_NS: u64 = 2_000_000_000;
 /// After so many batches that freed nothing, faults no longer wait for room.
 const FRUITLESS: u32 = 1;
 /// Least time between two full searches for resident pages, nanoseconds; doubled while fruitless.
@@ -361,8 +363,14 @@ impl Space {
     }
 }
 
-/// Whether waiting for this space's eviction can help a fault that needs memory.
-pub(super) fn can_make_room(s: &Space, now: Nanos) -> bool {
+/// Whether waiting for this space's eviction can help a fault of `by` that needs memory.
+pub(super) fn can_make_room(s: &Space, by: SpaceId, now: Nanos) -> bool {
+    // Whoever faults is not stopped, so its ring only wants a CPU.
+    let patience = if s.id == by {
+        STUCK_RUNNING_NS
+    } else {
+        STUCK_NS
+    };
     s.life == Life::Serving
         && s.known
         && match s.ring {
@@ -378,11 +386,10 @@ pub(super) fn can_make_room(s: &Space, now: Nanos) -> bool {
         && match &s.batch {
             // A repair may wait for just this fault.
             Some(b) if b.phase == Phase::RepairWait => false,
-            Some(b) => {
-                !(matches!(b.phase, Phase::Wait | Phase::Recover)
-                    && now >= b.waiting_since.after(STUCK_NS))
-            }
-            None => true,
+            // A predecessor's repair may, too.
+            Some(b) if b.phase == Phase::Recover => now < b.waiting_since.after(STUCK_NS),
+            Some(b) if b.phase == Phase::Wait => now < b.waiting_since.after(patience),
+            Some(_) | None => true,
         }
 }
 

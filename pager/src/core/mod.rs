@@ -904,12 +904,12 @@ impl<'m, S: PageStore> Core<'m, S> {
 
     /// Whether a fault that needs memory should wait: there is none left in the budget, and waiting
     /// helps.
-    fn must_wait_for_room(&self) -> bool {
+    fn must_wait_for_room(&self, by: SpaceId) -> bool {
         self.usage_bytes() + PAGE_BYTES > self.budget_bytes
             && self
                 .spaces
                 .iter()
                 .flatten()
-                .any(|s| batch::can_make_room(s, self.now))
+                .any(|s| batch::can_make_room(s, by, self.now))
     }
 }
