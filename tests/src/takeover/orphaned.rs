@@ -153,7 +153,7 @@ fn stop_between_injections(running: &mut Running, victims: &[Process]) -> Result
             victim.signal(libc::SIGSTOP);
         }
         tree::until(running, "all that are to die are stopped", |_| {
-            victims.iter().all(|v| v.state() == Some('T')).then_some(())
+            victims.iter().all(|v| is_stopped(*v)).then_some(())
         })?;
         let family = running.family().members();
         let traced = family.iter().any(|proc| {
@@ -168,6 +168,19 @@ fn stop_between_injections(running: &mut Running, victims: &[Process]) -> Result
         }
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Each of its threads: one that is in a system call ends that first.
+fn is_stopped(process: Process) -> bool {
+    let states: Vec<Option<char>> = process
+        .threads()
+        .into_iter()
+        .map(|tid| {
+            let stat = fs::read_to_string(format!("/proc/{}/task/{tid}/stat", process.pid)).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next()
+        })
+        .collect();
+    states.iter().all(|state| *state == Some('T'))
 }
 
 /// Who traces threads of a process.
