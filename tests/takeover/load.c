@@ -196,7 +196,12 @@ static void fork_once(size_t me, uint64_t *draws, int depth, const size_t *given
         _exit(0);
     }
     one_side(pages, own, draws, depth == 1 ? "parent" : "child that is a parent");
-    if (!child_succeeded(child)) fail("a child failed");
+    int status = 0;
+    while (waitpid(child, &status, 0) < 0) {
+        if (errno != EINTR) fail("waiting for child %d: %s", child, strerror(errno));
+    }
+    if (status != 0) fail("child %d failed: %s %d", child, WIFSIGNALED(status) ? "signal" : "exit code",
+                          WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
     for (size_t i = 0; i < SHARED; i++) {
         check_at(at(pages[i]), pages[i], own + i, "after the child");
         if (given) states[i] = own[i];

@@ -99,17 +99,20 @@ impl Post {
         let mut pager = Watched::new(control.pid(Scalar::PagerPid));
         control.set_fd(Scalar::GuardianWatchFd, pager.fd);
         loop {
-            if pager.has_ended() {
+            // A dead guardian may have started one that has just taken its place.
+            self.leave_table_to_pager();
+            if pager.pid != control.pid(Scalar::PagerPid) {
+                let next = Watched::new(control.pid(Scalar::PagerPid));
+                control.set_fd(Scalar::GuardianWatchFd, next.fd);
+                std::mem::replace(&mut pager, next).forget();
+            } else if pager.has_ended() {
                 if control.get(Scalar::Done) != 0 {
                     return 0;
                 }
                 if !self.replace_pager(pager.pid) {
                     return 1;
                 }
-                self.leave_table_to_pager();
-                let next = Watched::new(control.pid(Scalar::PagerPid));
-                control.set_fd(Scalar::GuardianWatchFd, next.fd);
-                std::mem::replace(&mut pager, next).forget();
+                continue;
             } else if warden.has_ended() {
                 let _ = spawn::wait(warden.pid, false);
                 // Without one everything goes on as long as the guardian lives.

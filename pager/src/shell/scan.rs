@@ -80,9 +80,15 @@ pub(crate) struct Survey {
 }
 
 /// Reads a process's smaps. `never` are addresses whose mapping must not be taken.
+///
+/// # Errors
+/// What the kernel says; NotFound for a process whose memory is gone already.
 pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
     let mut text = Vec::new();
     ProcMaps::open_smaps(pid)?.read_into(&mut text)?;
+    if text.is_empty() {
+        return Err(std::io::ErrorKind::NotFound.into());
+    }
     let mut s = Survey::default();
     let mut small_bytes = 0;
     let mut data_end = Addr(0);

@@ -4,6 +4,7 @@
 //! nothing. When all of them die at once nobody is left: then the program is killed, with its children, and
 //! `holo-exec` says why.
 
+use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::load::{self, EVERYTHING};
-use super::tree::{Role, Tree};
+use super::tree::{self, Role, Tree};
 use crate::torture::harness::Draw;
 use crate::torture::harness::launch::Running;
 use crate::torture::harness::process::Process;
@@ -131,18 +132,70 @@ fn of(running: &mut Running, tree: &Tree, roles: &[Role]) -> Result<Vec<Process>
 
 fn die_together(running: &mut Running, tree: &Tree, roles: &[Role]) -> Result<()> {
     let victims = of(running, tree, roles)?;
-    kill_together(&victims);
+    kill_together(running, &victims)?;
     all_are_back(running, tree, &victims)
 }
 
 /// None of them sees another's death.
-fn kill_together(victims: &[Process]) {
-    for victim in victims {
-        victim.signal(libc::SIGSTOP);
-    }
+fn kill_together(running: &mut Running, victims: &[Process]) -> Result<()> {
+    stop_between_injections(running, victims)?;
     for victim in victims {
         victim.signal(libc::SIGKILL);
     }
+    Ok(())
+}
+
+/// Stops them at a moment at which none traces anything: a process that is traced by one that dies is killed
+/// with it, which is a stated limit.
+fn stop_between_injections(running: &mut Running, victims: &[Process]) -> Result<()> {
+    loop {
+        for victim in victims {
+            victim.signal(libc::SIGSTOP);
+        }
+        tree::until(running, "all that are to die are stopped", |_| {
+            victims.iter().all(|v| is_stopped(*v)).then_some(())
+        })?;
+        let family = running.family().members();
+        let traced = family.iter().any(|proc| {
+            let tracers = tracers_of(proc.id.pid);
+            victims.iter().any(|victim| tracers.contains(&victim.pid))
+        });
+        if !traced {
+            return Ok(());
+        }
+        for victim in victims {
+            victim.signal(libc::SIGCONT);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Each of its threads: one that is in a system call ends that first.
+fn is_stopped(process: Process) -> bool {
+    let states: Vec<Option<char>> = process
+        .threads()
+        .into_iter()
+        .map(|tid| {
+            let stat = fs::read_to_string(format!("/proc/{}/task/{tid}/stat", process.pid)).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next()
+        })
+        .collect();
+    states.iter().all(|state| *state == Some('T'))
+}
+
+/// Who traces threads of a process.
+fn tracers_of(pid: i32) -> Vec<i32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    threads
+        .flatten()
+        .filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok())
+        .filter_map(|status| {
+            let line = status.lines().find_map(|l| l.strip_prefix("TracerPid:"))?;
+            line.trim().parse().ok()
+        })
+        .collect()
 }
 
 fn all_are_back(running: &mut Running, tree: &Tree, dead: &[Process]) -> Result<()> {
@@ -161,6 +214,7 @@ fn two_die(running: &mut Running, tree: &Tree, draw: &mut Draw) -> Result<()> {
         victims.reverse();
     }
     for victim in &victims {
+        stop_between_injections(running, &[*victim])?;
         victim.signal(libc::SIGKILL);
         thread::sleep(Duration::from_micros(draw.between(0, APART_US_MAX)));
     }
@@ -183,7 +237,7 @@ fn killed(run: &Run<'_>, folder: &Path, what: &[&str]) -> Result<()> {
     load::goes_on(&mut running, "before anything dies")?;
     running.goes_on_for(PRESSURE)?;
     let victims = of(&mut running, &tree, &Role::ALL)?;
-    kill_together(&victims);
+    kill_together(&mut running, &victims)?;
     // The end comes by itself: the program's input stays open.
     while running.goes_on()? {}
     let end = running.finish()?;
