@@ -71,10 +71,9 @@ impl Console {
 
     /// What was asked since the last look.
     pub(crate) fn requests(&self) -> impl Iterator<Item = Request> + '_ {
-        (0..REQUESTS).filter_map(|_| {
-            let (stream, _) = self.listener.accept().ok()?;
-            Self::read(stream)
-        })
+        std::iter::from_fn(|| self.listener.accept().ok())
+            .take(REQUESTS)
+            .filter_map(|(stream, _)| Self::read(stream))
     }
 
     fn read(stream: UnixStream) -> Option<Request> {

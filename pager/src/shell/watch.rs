@@ -35,6 +35,10 @@ const LOOK_MIN_NS: u64 = 500_000;
 const LOOK_MAX_NS: u64 = 50_000_000;
 /// A search for new mappings or children costs at most this share of a CPU: one in so many.
 const SEARCH_SHARE: u64 = 50;
+/// The same while nothing grows or shrinks.
+const SEARCH_SHARE_QUIET: u64 = 8 * SEARCH_SHARE;
+/// After so many looks at which nothing had changed it is quiet.
+const QUIET_LOOKS: u32 = 20;
 /// The same while a tree that is short of memory grows: new mappings fill up unseen until they are found.
 const SEARCH_SHARE_GROWING: u64 = 3;
 /// Growth from one look to the next that counts as such.
@@ -372,7 +376,7 @@ impl Watch {
             self.find_children();
             self.find_ended();
             let cost = clock::monotonic_ns() - started;
-            self.next_tree_ns = now + (cost * SEARCH_SHARE).clamp(10_000_000, 1_000_000_000);
+            self.next_tree_ns = now + (cost * self.share()).clamp(10_000_000, 1_000_000_000);
         }
         let mut total = 0;
         let mut measured = Vec::new();
@@ -407,8 +411,11 @@ impl Watch {
             0
         };
         self.last_total = total;
-        for (space, bytes) in measured {
-            self.input(Input::Measured { space, bytes });
+        // Now and then all the same: what the core counts itself may have gone astray.
+        if self.quiet_looks < QUIET_LOOKS || self.quiet_looks.is_multiple_of(QUIET_LOOKS) {
+            for (space, bytes) in measured {
+                self.input(Input::Measured { space, bytes });
+            }
         }
         self.respect_limits(total);
         let pressed = total > self.take_above();
@@ -428,7 +435,16 @@ impl Watch {
             }
             let cost = clock::monotonic_ns() - started;
             self.next_hasty_ns = now + cost * SEARCH_SHARE_GROWING;
-            self.next_search_ns = now + (cost * SEARCH_SHARE).clamp(1_000_000, 1_000_000_000);
+            self.next_search_ns = now + (cost * self.share()).clamp(1_000_000, 1_000_000_000);
+        }
+    }
+
+    /// Of a search that took so long, how many times that passes before the next one.
+    fn share(&self) -> u64 {
+        if self.quiet_looks < QUIET_LOOKS {
+            SEARCH_SHARE
+        } else {
+            SEARCH_SHARE_QUIET
         }
     }
 
