@@ -73,6 +73,9 @@ struct BatchPage {
     lost: bool,
     /// The subpages that were.
     left: SubpageMask,
+    /// Of requests that stopped on the way: subpages of which nothing had been heard, and the others.
+    quiet: SubpageMask,
+    doubtful: SubpageMask,
     /// A request may have hit what is there now, or it is not certain whose removal was heard.
     repair: bool,
     /// A writer waited for it.
@@ -317,6 +320,8 @@ impl BatchPage {
             frame,
             lost: false,
             left: SubpageMask::NONE,
+            quiet: SubpageMask::NONE,
+            doubtful: SubpageMask::NONE,
             repair: false,
             waiter: false,
             open: false,
@@ -1130,16 +1135,12 @@ impl<S: PageStore> Core<'_, S> {
             let unheard = p.mask.and(run).minus(heard);
             p.mask = p.mask.minus(unheard);
             p.repair = true;
-            // A request goes upwards, and only holes (ENOMEM) do not stop it. One that is all hole has done
-            // nothing.
-            let stopped = if result == HOLES {
-                run.iter().next().filter(|_| run.count() == 1)
-            } else {
-                unheard.iter().next()
-            };
-            if let Some(stopped) = stopped {
-                let beyond = run.minus(run_mask(0, stopped));
-                self.offered_nothing(id, &mut b, i, beyond);
+            if result != HOLES {
+                p.quiet = p.quiet.or(unheard);
+                p.doubtful = p.doubtful.or(run.and(heard));
+            } else if run.count() == 1 {
+                // One that is all hole has done nothing.
+                self.offered_nothing(id, &mut b, i, run);
             }
         }
         self.crash(CrashPoint::FreeDone);
@@ -1160,14 +1161,41 @@ impl<S: PageStore> Core<'_, S> {
         let dropped = p.mask.and(run).and(self.notes.counted(id, i, 1));
         p.mask = p.mask.minus(run);
         self.notes.set_queued(id, i, run, false);
-        let Some(s) = self.space_ref(id) else { return };
+        self.dropped_after_all(id, b, i, dropped);
+    }
+
+    /// All messages of the window are read. A request goes upwards and stops at the first mapping that it may not
+    /// touch: at the first subpage of which nothing was heard, but for those that were gone. What was heard
+    /// beyond was the process's doing.
+    fn settle_stopped(&mut self, id: SpaceId, b: &mut Batch) {
+        let Some(p) = b.pages.get_mut(b.at) else {
+            return;
+        };
+        let (quiet, doubtful) = (p.quiet, p.doubtful);
+        (p.quiet, p.doubtful) = (SubpageMask::NONE, SubpageMask::NONE);
+        let mut beyond = SubpageMask::NONE;
+        for (first, count) in quiet.or(doubtful).runs() {
+            let run = run_mask(first, count);
+            let stop = run.and(quiet).minus(p.left).iter().next();
+            beyond = stop.map_or(beyond, |s| beyond.or(run.minus(run_mask(0, s))));
+        }
+        let dropped = p.mask.and(doubtful).and(beyond).minus(p.left);
+        p.mask = p.mask.minus(dropped);
+        self.dropped_after_all(id, b, b.at, dropped);
+    }
+
+    fn dropped_after_all(&mut self, id: SpaceId, b: &Batch, i: usize, which: SubpageMask) {
+        let (Some(s), Some(p)) = (self.space_ref(id), b.pages.get(i)) else {
+            return;
+        };
         let quiesce = s.quiesce_count + u64::from(s.quiesce_asked);
-        for sub in dropped.iter() {
-            let at = p.page.subpage(sub);
+        let (page, frame, left) = (p.page, p.frame, p.left);
+        for sub in which.iter() {
+            let at = page.subpage(sub);
             // Not what has come to its place since.
-            let still = match p.frame {
+            let still = match frame {
                 Some(f) => self.map.entry(id, at) == Entry::Staged(f, sub),
-                None => !p.left.has(sub),
+                None => !left.has(sub),
             };
             if still {
                 self.set_entry(id, at, Entry::Dropping(quiesce));
@@ -1407,16 +1435,18 @@ impl<S: PageStore> Core<'_, S> {
 
     fn unprotect_done(&mut self, id: SpaceId, b: &mut Batch, outcome: Outcome) {
         let single = b.single_steps;
-        let Some(p) = b.pages.get_mut(b.at) else {
+        let Some(p) = b.pages.get(b.at) else {
             return;
         };
+        let page = p.page;
+        self.settle_stopped(id, b);
         match outcome {
             Outcome::Edge if !single => {
                 b.single_steps = true;
                 b.sub = 0;
             }
             Outcome::Refused(errno) => {
-                let at = p.page.subpage(0);
+                let at = page.subpage(0);
                 self.stop(id, StopReason::Kernel { at, errno });
                 self.opened(b);
             }

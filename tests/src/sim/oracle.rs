@@ -41,7 +41,8 @@ impl Ideal {
             return Ok(());
         }
         if content == ZERO && (page.lazy || dropping) {
-            *page = Page::default();
+            // It may be zero because it was dropped, or because the drop is still to come.
+            page.content = ZERO;
             return Ok(());
         }
         Err(format!(
