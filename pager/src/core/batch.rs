@@ -16,7 +16,9 @@
 //!   forgotten ([`restore`](super::restore)): if it stayed clean, since something held it, the kernel could
 //!   drop it at any later time, and a write that marks nothing (io_uring into a registered buffer) with it.
 
-use holo_proto::{Addr, AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageMask};
+use holo_proto::{
+    Addr, AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask,
+};
 
 use super::note::Notes;
 use super::op::Heads;
@@ -804,6 +806,24 @@ impl<S: PageStore> Core<'_, S> {
         None
     }
 
+    /// A child that was forked between the two reads has what the first one said, and may have what the second
+    /// did: a page that a device still writes the fork itself copies for it.
+    fn restage_children(&mut self, id: SpaceId, at: SubpageIndex, (old, new): (FrameId, FrameId)) {
+        let staged = Entry::Staged(old, at.in_page());
+        for child in self.all_spaces() {
+            if child != id && self.map.entry(child, at) == staged {
+                self.frames.hold(new);
+                if self
+                    .map
+                    .replace(child, at, Entry::Staged(new, at.in_page()))
+                    .is_ok()
+                {
+                    self.frames.drop_hold(old);
+                }
+            }
+        }
+    }
+
     /// The second read differs: what it says is the page's content now.
     fn restage(&mut self, id: SpaceId, b: &mut Batch, read: SubpageMask) {
         self.stats.reread_differed += 1;
@@ -817,6 +837,7 @@ impl<S: PageStore> Core<'_, S> {
                 self.frames.hold(spare);
                 if let Ok(Entry::Staged(f, _)) = self.map.replace(id, at, Entry::Staged(spare, i)) {
                     self.frames.drop_hold(f);
+                    self.restage_children(id, at, (f, spare));
                 }
             }
         }

@@ -479,7 +479,7 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
-    fn all_spaces(&self) -> impl Iterator<Item = SpaceId> + use<S> {
+    pub(super) fn all_spaces(&self) -> impl Iterator<Item = SpaceId> + use<S> {
         (0..u16::MAX).take(SPACES).map(SpaceId)
     }
 

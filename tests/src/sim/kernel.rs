@@ -296,7 +296,7 @@ impl Kernel {
     /// The pager's batch has done what it does within its window, repairs included.
     pub(crate) fn window_over(&mut self, mm: MmId) {
         for pte in self.mms[mm].ptes.values() {
-            if let Some(f) = pte.folio {
+            if let Some(f) = pte.folio.filter(|&f| self.folios[f].spared_for == mm) {
                 self.folios[f].spared_until_ns = 0;
             }
         }

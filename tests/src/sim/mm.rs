@@ -72,6 +72,8 @@ pub(crate) struct Folio {
     /// one that the process may have dropped itself. The pager puts that right within the window. What
     /// nobody can put right is a reclaim of just this page before: a stated limit.
     pub(crate) spared_until_ns: u64,
+    /// Whose window that is.
+    pub(crate) spared_for: MmId,
 }
 
 /// An address space.
@@ -89,6 +91,8 @@ pub(crate) struct Mm {
     pub(crate) arena: (u64, u64),
     /// Subpages that the kernel writes with faults forbidden.
     pub(crate) heads: Vec<u64>,
+    /// When its mappings changed last.
+    pub(crate) changed_ns: u64,
     /// A fork's child.
     pub(crate) forked: bool,
     /// Of a fork's child: what the fork wiped or left out.

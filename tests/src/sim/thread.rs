@@ -404,6 +404,7 @@ impl Kernel {
             let at = usize::try_from(v - r.start).expect("in the request");
             if a.again || written || r.seen[at] != Some(f) {
                 self.folios[f].spared_until_ns = self.now_ns + SPARE_NS;
+                self.folios[f].spared_for = mm;
             }
         }
     }
@@ -437,6 +438,7 @@ impl Kernel {
         trace!(self, "thread {t} of mm{mm} does {change:x?}");
         let mut told: Vec<(UffdId, Event)> = Vec::new();
         let named = change.named();
+        self.mms[mm].changed_ns = self.now_ns;
         match change {
             Change::Unmap { start, end } => {
                 if let Some(u) = self.unmap_range(mm, start, end) {
