@@ -225,13 +225,15 @@ impl<'m, S: PageStore> Core<'m, S> {
             let known = core.map.fork_seq(id).is_none();
             let mut space = Box::new(Space::new(id, known, core.tracked_pages));
             // A removal that the predecessor read may still be on its way: nothing that is marked so is
-            // evicted before a quiesce of our own, whose count must exceed the predecessor's.
+            // evicted before a quiesce of our own. So none that the predecessor saw counts.
+            let mut first = None;
             core.map
                 .for_each_in(id, AddrRange::new(0, u64::MAX), |_, e| {
                     if let Entry::Dropping(n) = e {
-                        space.quiesce_count = space.quiesce_count.max(n);
+                        first = Some(first.map_or(n, |m: u64| m.min(n)));
                     }
                 });
+            space.quiesce_count = first.unwrap_or(0);
             space.unsettled.left = core.notes.left(id);
             let all = AddrRange {
                 start: USER_END,
