@@ -424,7 +424,13 @@ impl<S: PageStore> Core<'_, S> {
             }
             Outcome::Edge => {
                 if install.single_steps {
+                    let at = install.page.subpage(install.cursor);
                     install.cursor += 1;
+                    // No mapping of ours is there, and no message about it on the way, for then it would have
+                    // failed in another way: what the map says is about something that is gone.
+                    if self.space_ref(id).is_some_and(|s| s.life == Life::Serving) {
+                        self.set_entry(id, at, Entry::Nothing);
+                    }
                 } else {
                     install.single_steps = true;
                 }
