@@ -1149,7 +1149,12 @@ impl<S: PageStore> Core<'_, S> {
         // A predecessor's that is settled was a repair.
         if result == NEVER_RAN && b.submitted() && !self.notes.is_settled(id) {
             self.offered_nothing(id, &mut b, i, run);
-        } else if let (Some(p), true) = (b.pages.get_mut(i), result < 0 && b.phase == Phase::Wait) {
+        } else if let (Some(p), true) = (
+            b.pages.get_mut(i),
+            result < 0
+                && matches!(b.phase, Phase::Wait | Phase::Recover)
+                && !self.notes.is_settled(id),
+        ) {
             // It stopped on the way, or found holes. Where no message of it was heard it has offered nothing of
             // ours, and what is heard from now on is the process's.
             let heard = self.notes.counted(id, i, 1);

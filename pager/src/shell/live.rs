@@ -251,8 +251,8 @@ impl Live {
         let mut outstanding = 0;
         if let Some(ring) = target.ring.as_mut() {
             while let Some(done) = ring.reap() {
-                // What a predecessor asked for it has no use for, unless it never ran.
-                if !quiet_wait || done.result == NEVER_RAN {
+                // Of what a predecessor asked for it wants to know what failed.
+                if !quiet_wait || done.result < 0 {
                     return Some(Input::RingDone {
                         space,
                         tag: done.tag,

@@ -97,6 +97,16 @@ pub(crate) struct Knobs {
 }
 
 impl Knobs {
+    /// Leaves out what the core is not yet always right about (docs/testing.md): a fork that overlaps with a change of
+    /// mappings, and deaths of the pager in a tree of forks.
+    pub(crate) fn tame(&mut self) {
+        self.wild = false;
+        let fork = ACTS.iter().position(|a| matches!(a, Act::Fork));
+        if fork.is_some_and(|i| self.weights[i] > 0) {
+            (self.deaths, self.death_points) = (0, 0);
+        }
+    }
+
     pub(crate) fn draw(rng: &mut Rng) -> Self {
         let pick = |rng: &mut Rng, of: &[u64]| of[rng.index(of.len())];
         let maps = pick(rng, &[0, 2, 6, 12]);
@@ -165,7 +175,7 @@ impl Knobs {
             },
             early_detach: pick(rng, &[0, 0, 0, 400]),
             scan_every_ns: pick(rng, &[20_000, 200_000, 2_000_000]),
-            wild: false,
+            wild: true,
             input_delay_ns: pick(rng, &[0, 1_000, 100_000]),
         };
         if knobs.acts % 8 == 7 && knobs.ring_refused == 0 {

@@ -89,7 +89,9 @@ pub fn run_seed(seed: u64, bank: &mut Bank, trace: bool, wild: bool) -> Report {
     bank.clear();
     let mut rng = Rng::new(seed);
     let mut knobs = Knobs::draw(&mut rng);
-    knobs.wild = wild;
+    if !wild {
+        knobs.tame();
+    }
     if trace {
         eprintln!("{knobs:#?}");
     }

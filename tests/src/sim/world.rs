@@ -264,7 +264,12 @@ impl<'m> Sim<'m> {
                 return Some(Input::RingDone { space, tag, result });
             }
             if quiet_wait {
-                ring.done.clear();
+                // Of what a predecessor asked for only failures are told.
+                while let Some((tag, result)) = ring.done.pop_front() {
+                    if result < 0 {
+                        return Some(Input::RingDone { space, tag, result });
+                    }
+                }
                 if ring.is_quiet() {
                     self.quiet_wait.remove(&space);
                     let requests = Some(ring.requests);
