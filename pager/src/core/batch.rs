@@ -371,7 +371,7 @@ impl Space {
 }
 
 /// Whether waiting for this space's eviction can help a fault of `by` that needs memory.
-pub(super) fn can_make_room(s: &Space, by: SpaceId, now: Nanos) -> bool {
+pub(super) fn can_make_room(s: &Space, by: SpaceId, small_bytes: u64, now: Nanos) -> bool {
     // Whoever faults is not stopped, so its ring only wants a CPU.
     let patience = if s.id == by {
         STUCK_RUNNING_NS
@@ -380,6 +380,7 @@ pub(super) fn can_make_room(s: &Space, by: SpaceId, now: Nanos) -> bool {
     };
     s.life == Life::Serving
         && s.known
+        && !s.is_small_child(small_bytes, now)
         && match s.ring {
             Ring::Refused => false,
             // A stopped target makes none, and a predecessor's may wait for just this fault.
@@ -404,6 +405,7 @@ impl<S: PageStore> Core<'_, S> {
     fn wants_batch(&self, s: &Space) -> bool {
         s.life == Life::Serving
             && s.known
+            && !s.is_small_child(self.small_child_bytes, self.now)
             && s.restore.is_idle()
             && self.now >= s.rest_until
             && (!s.policy.is_empty() || (self.now >= s.sweep_after && !s.regions.is_empty()))

@@ -561,6 +561,7 @@ impl<S: PageStore> Core<'_, S> {
         self.crash(CrashPoint::ForkCopied);
         let mut space = Box::new(Space::new(child, false, self.tracked_pages));
         space.suspects = suspects;
+        space.born = Some(self.now);
         if let Some(p) = self.space(parent) {
             if !p.known {
                 space.moves = p.moves.clone();

@@ -112,6 +112,8 @@ pub struct Config {
     pub frames: u16,
     /// Resident pages that one space keeps in order of replacement; others are found by search.
     pub tracked_pages: usize,
+    /// A fork's child with less of its own than this is left alone while it is young.
+    pub small_child_bytes: u64,
     /// Called at each [`CrashPoint`]; dies there or returns.
     pub crash: fn(CrashPoint),
 }
@@ -170,6 +172,7 @@ pub struct Core<'m, S> {
     tickets: u64,
     budget_bytes: u64,
     tracked_pages: usize,
+    small_child_bytes: u64,
     turn: usize,
     crash: fn(CrashPoint),
     stats: Stats,
@@ -284,6 +287,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             tickets: 0,
             budget_bytes: config.budget_bytes,
             tracked_pages: config.tracked_pages,
+            small_child_bytes: config.small_child_bytes,
             turn: 0,
             crash: config.crash,
             stats: Stats::default(),
@@ -912,6 +916,6 @@ impl<'m, S: PageStore> Core<'m, S> {
                 .spaces
                 .iter()
                 .flatten()
-                .any(|s| batch::can_make_room(s, by, self.now))
+                .any(|s| batch::can_make_room(s, by, self.small_child_bytes, self.now))
     }
 }

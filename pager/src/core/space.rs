@@ -102,6 +102,9 @@ pub(crate) struct Youth {
     pub(crate) inherited: Ranges,
 }
 
+/// How long a fork's child is young.
+const CHILDHOOD_NS: u64 = 1_000_000_000;
+
 /// One address space.
 pub(crate) struct Space {
     pub(crate) id: SpaceId,
@@ -147,6 +150,8 @@ pub(crate) struct Space {
     /// The sweep found nothing; not again before this moment.
     pub(crate) sweep_after: Nanos,
     pub(crate) usage_bytes: u64,
+    /// When it was forked, if it was.
+    pub(crate) born: Option<Nanos>,
     /// Where a sequential first touch would come next.
     pub(crate) zero_next: SubpageIndex,
     pub(crate) quiesce_count: u64,
@@ -189,6 +194,7 @@ impl Space {
             sweep: Addr(0),
             sweep_after: Nanos(0),
             usage_bytes: 0,
+            born: None,
             zero_next: SubpageIndex(0),
             quiesce_count: 0,
             quiesce_asked: false,
@@ -201,6 +207,12 @@ impl Space {
     /// Nothing can be decided for this space now.
     pub(crate) fn blocked(&self, now: Nanos) -> bool {
         self.drain || self.retry_at.is_some_and(|t| t > now)
+    }
+
+    /// A fork's child that is young and small is left alone: most of them exec, or end, and some begin with what a
+    /// process cannot do that has a ring (`unshare(CLONE_NEWUSER)`).
+    pub(crate) fn is_small_child(&self, small_bytes: u64, now: Nanos) -> bool {
+        self.usage_bytes < small_bytes && self.born.is_some_and(|b| now < b.after(CHILDHOOD_NS))
     }
 
     /// The quiesce after which a drop that was heard of just now has happened. One that was asked for

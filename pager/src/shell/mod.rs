@@ -401,6 +401,7 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         budget_bytes: control.get(Scalar::Budget),
         frames: FRAMES,
         tracked_pages: tracked_pages(settings.local_memory_bytes),
+        small_child_bytes: (settings.local_memory_bytes / 16).min(4 << 20),
         crash,
     };
     let arena = opened.store;

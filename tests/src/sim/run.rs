@@ -122,6 +122,8 @@ fn run(mut rng: Rng, knobs: Knobs, bank: &mut Bank, trace: bool, report: &mut Re
         budget_bytes: knobs.budget_bytes,
         frames: knobs.frames,
         tracked_pages: knobs.tracked_pages,
+        // Time and memory are too small here for childhood to end.
+        small_child_bytes: 0,
         crash: at_point,
     };
     let memory = Memory {
