@@ -5,6 +5,7 @@
 #   make test-fast        the fast suites, at most five minutes after the build
 #   make soak MINUTES=n   the soak suites in turn for n minutes
 #   make lint             formatting, lints, documentation
+#   make mutate           known faults put back into the core, one at a time: does the simulation find each?
 #   make bench            the figures of docs/benchmarks.md; ROUNDS=n for more of them, SAVE=file for JSON
 #
 # One suite, one case, the seed of a failure (the runner prints the line to type):
@@ -16,7 +17,7 @@ MINUTES ?= 60
 RUNNER := $(CARGO) run --quiet --release --package holo-tests --bin holo-test --
 CHOICE := $(foreach suite,$(SUITE),--suite $(suite)) $(if $(CASE),--case '$(CASE)')
 
-.PHONY: setup build demo test test-fast soak lint bench
+.PHONY: setup build demo test test-fast soak lint bench mutate
 
 setup:
 	@scripts/setup
@@ -43,3 +44,6 @@ lint: setup
 
 bench: setup
 	@scripts/bench $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SAVE),--save '$(SAVE)')
+
+mutate: setup
+	@scripts/mutate $(if $(SEEDS),--seeds $(SEEDS)) $(NAMES)
