@@ -139,6 +139,8 @@ pub struct Map<'m> {
     free: Vec<u32>,
     bump: u32,
     blocks: u32,
+    /// Where the search for a free slot begins.
+    next_slot: u16,
 }
 
 impl<'m> Map<'m> {
@@ -158,6 +160,7 @@ impl<'m> Map<'m> {
             free: Vec::with_capacity(blocks as usize),
             bump: 1,
             blocks,
+            next_slot: 0,
         })
     }
 
@@ -175,6 +178,7 @@ impl<'m> Map<'m> {
             free: Vec::with_capacity(blocks as usize),
             bump: 1,
             blocks,
+            next_slot: 0,
         };
         let mut used = vec![false; blocks as usize];
         used[0] = true;
@@ -293,8 +297,13 @@ impl<'m> Map<'m> {
         fork_seq: Option<u32>,
         owner_word: u64,
     ) -> Result<SpaceId, MapError> {
+        // The slot that was free longest: what is said late about its last owner is not taken for the new one's.
+        let first = usize::from(self.next_slot);
         let space = self
             .all_slots()
+            .cycle()
+            .skip(first)
+            .take(SPACES)
             .find(|&s| self.state(s) == SlotState::Free)
             .ok_or(MapError::TooManySpaces)?;
         let root = self.alloc()?;
@@ -306,6 +315,7 @@ impl<'m> Map<'m> {
         );
         set(self.words, Self::slot(space, 1), u64::from(root));
         set(self.words, Self::slot(space, 0), 1);
+        self.next_slot = space.0 + 1;
         Ok(space)
     }
 
@@ -355,7 +365,7 @@ impl<'m> Map<'m> {
         self.free.push(root);
     }
 
-    fn all_slots(&self) -> impl Iterator<Item = SpaceId> + use<> {
+    fn all_slots(&self) -> impl Iterator<Item = SpaceId> + Clone + use<> {
         (0..u16::MAX).take(SPACES).map(SpaceId)
     }
 

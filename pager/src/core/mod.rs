@@ -517,7 +517,15 @@ impl<'m, S: PageStore> Core<'m, S> {
                 self.unhold();
             }
             Input::Detach(id) => self.begin_detach(id),
-            Input::Exited(id) => self.end_space(id, false),
+            // It may be late, and about another process that had this number: the descriptor tells.
+            Input::Exited(id) => {
+                if self.space_ref(id).is_some() {
+                    let start = EVERYWHERE.start;
+                    let end = start.offset(SUBPAGE_BYTES);
+                    let range = AddrRange { start, end };
+                    self.errands.push_back(Op::Unprotect { space: id, range });
+                }
+            }
         }
     }
 
@@ -585,7 +593,9 @@ impl<'m, S: PageStore> Core<'m, S> {
         self.now = now;
         if let Some(op) = self.errands.pop_front() {
             let space = match op {
-                Op::Wake { space, .. } | Op::Kick { space } => Some(space),
+                Op::Wake { space, .. } | Op::Kick { space } | Op::Unprotect { space, .. } => {
+                    Some(space)
+                }
                 _ => None,
             };
             return self.begin(Doing::Errand(space), op);
