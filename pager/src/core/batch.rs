@@ -252,8 +252,18 @@ impl Batch {
 
     /// The process moved pages: what a request may have hit in another's place is repaired where it is now.
     pub(crate) fn chase(&mut self, from: AddrRange, to: Addr) {
-        let repairs_over = matches!(self.phase, Phase::Put | Phase::Pageout | Phase::Look);
-        if repairs_over {
+        // Before a request is queued there is nothing to repair, and what is noted has room for a batch alone.
+        let repairs = matches!(
+            self.phase,
+            Phase::Queue
+                | Phase::Wait
+                | Phase::Recover
+                | Phase::Reread
+                | Phase::Unprotect
+                | Phase::Repair
+                | Phase::RepairWait
+        );
+        if !repairs {
             return;
         }
         let repaired = if matches!(self.phase, Phase::Repair | Phase::RepairWait) {
@@ -499,7 +509,7 @@ impl<S: PageStore> Core<'_, S> {
             b.spare = self.frames.take();
         }
         let enough = self.usage_bytes() <= self.low_bytes() + b.planned_bytes;
-        if b.spare.is_none() || b.pages.len() == BATCH_PAGES || enough || self.frames.free() < 2 {
+        if b.spare.is_none() || b.pages.len() >= BATCH_PAGES || enough || self.frames.free() < 2 {
             return self.selected(b);
         }
         let now = self.now;

@@ -61,6 +61,7 @@ impl<'m> Notes<'m> {
         pages: impl ExactSizeIterator<Item = (PageIndex, SubpageMask)>,
     ) {
         let count = pages.len();
+        assert!(count <= BATCH_PAGES, "{count} pages in a batch");
         for (i, (page, mask)) in pages.enumerate() {
             set(self.words, Self::at(space, 1 + 3 * i), page.0);
             set(self.words, Self::at(space, 2 + 3 * i), u64::from(mask.0));
@@ -148,6 +149,10 @@ impl<'m> Notes<'m> {
 
     /// Writes down that requests for `run` of page `i` are on the ring, or not after all.
     pub(crate) fn set_queued(&self, space: SpaceId, i: usize, run: SubpageMask, on: bool) {
+        // Of pages that only a repair is about nothing is noted.
+        if i >= BATCH_PAGES {
+            return;
+        }
         let at = Self::at(space, 2 + 3 * i);
         let bits = u64::from(run.0) << 16;
         let word = get(self.words, at);
@@ -185,6 +190,9 @@ impl<'m> Notes<'m> {
 
     /// Subpages of page `i` that are on the ring.
     pub(crate) fn queued(&self, space: SpaceId, i: usize) -> SubpageMask {
+        if i >= BATCH_PAGES {
+            return SubpageMask::NONE;
+        }
         SubpageMask((get(self.words, Self::at(space, 2 + 3 * i)) >> 16 & 0xffff) as u16)
     }
 
@@ -206,6 +214,9 @@ impl<'m> Notes<'m> {
 
     /// Subpages of page `i` with at least `least` messages.
     pub(crate) fn counted(&self, space: SpaceId, i: usize, least: u64) -> SubpageMask {
+        if i >= BATCH_PAGES {
+            return SubpageMask::NONE;
+        }
         let counts = get(self.words, Self::at(space, 3 + 3 * i));
         (0..PAGE_SUBPAGES)
             .filter(|s| counts >> (2 * s) & 3 >= least)
