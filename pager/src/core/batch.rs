@@ -343,11 +343,16 @@ impl BatchPage {
     }
 
     fn run(&self, first: usize, count: usize) -> AddrRange {
-        let start = self.page.subpage(first).start();
-        AddrRange {
-            start,
-            end: start.offset(count as u64 * SUBPAGE_BYTES),
-        }
+        run(self.page, first, count)
+    }
+}
+
+/// `count` subpages of a page from its subpage `first` on.
+fn run(page: PageIndex, first: usize, count: usize) -> AddrRange {
+    let start = page.subpage(first).start();
+    AddrRange {
+        start,
+        end: start.offset(count as u64 * SUBPAGE_BYTES),
     }
 }
 
@@ -565,14 +570,22 @@ impl<S: PageStore> Core<'_, S> {
         };
         let quiesced = s.quiesce_count;
         let mut mask = SubpageMask::NONE;
+        let mut droppable = SubpageMask::NONE;
         let mut dropping = false;
         for i in 0..16 {
             let at = page.subpage(i);
-            if let Entry::Dropping(n) = self.map.entry(id, at) {
-                if n >= quiesced {
+            match self.map.entry(id, at) {
+                Entry::Dropping(n) if n >= quiesced => {
                     dropping |= in_memory.has(i);
                     continue;
                 }
+                // Forked while the parent had offered it: clean, and the kernel may drop it at any time. What
+                // the outcome of a request of ours means can be told only of pages that are dirty before it.
+                Entry::Stored(_) | Entry::Staged(..) if in_memory.has(i) => {
+                    droppable = droppable.with(i);
+                    continue;
+                }
+                _ => {}
             }
             let start = at.start();
             if in_memory.has(i)
@@ -581,6 +594,11 @@ impl<S: PageStore> Core<'_, S> {
                 && s.never.around(start).is_none()
             {
                 mask = mask.with(i);
+            }
+        }
+        if let Some(s) = self.space(id) {
+            for (first, count) in droppable.runs() {
+                s.restore.push(run(page, first, count));
             }
         }
         if dropping {
