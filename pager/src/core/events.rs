@@ -126,6 +126,7 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(youth) = s.youth.as_mut() {
             youth.own.add(range);
         }
+        s.adopt_again(range);
         if let Some(i) = s.unsettled.left.iter().position(|&r| r == range) {
             // The second message of a move, about its old place: somebody may have come there since.
             s.unsettled.left.swap_remove(i);
@@ -200,6 +201,8 @@ impl<S: PageStore> Core<'_, S> {
             end: to.offset(len),
         };
         let Some(s) = self.space(id) else { return };
+        s.adopt_again(old);
+        s.adopt_again(new);
         let was_ours = s.regions.overlapping(old).is_some()
             || s.unsettled.displaced.overlapping(old).is_some();
         if !s.known {
@@ -501,6 +504,9 @@ impl<S: PageStore> Core<'_, S> {
         self.notes.set_left(id, &[]);
         for part in never_heard_of {
             self.forget_range(id, shadow(part));
+        }
+        for range in was.adopted {
+            self.believe(id, range);
         }
     }
 

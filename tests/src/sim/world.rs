@@ -397,6 +397,11 @@ impl<'m> Sim<'m> {
                 },
             };
             set_content(&mut self.frames[usize::from(frame.0)], first + i, content);
+            let target = &mut self.kernel.mms[mm];
+            let folio = target.ptes.get(&v).and_then(|p| p.folio);
+            if let Some(folio) = folio {
+                target.read.insert(v, folio);
+            }
             if self.kernel.rng.one_in(20) {
                 self.kernel.step();
             }
