@@ -203,8 +203,6 @@ impl<S: PageStore> Core<'_, S> {
         let Some(s) = self.space(id) else { return };
         s.adopt_again(old);
         s.adopt_again(new);
-        let was_ours = s.regions.overlapping(old).is_some()
-            || s.unsettled.displaced.overlapping(old).is_some();
         if !s.known {
             s.moves.push((old, to));
         }
@@ -269,9 +267,8 @@ impl<S: PageStore> Core<'_, S> {
         s.unsettled.arrived.remove(old);
         s.unsettled.arrived.add(new);
         s.regions.remove(new);
-        if was_ours {
-            s.regions.add(new);
-        }
+        // Only moves of what is registered to us are heard of.
+        s.regions.add(new);
         if !s.unsettled.left.contains(&old) {
             s.unsettled.left.push(old);
         }

@@ -735,12 +735,6 @@ impl<'m, S: PageStore> Core<'m, S> {
         match outcome {
             Outcome::Done => {
                 self.crash(CrashPoint::Registered);
-                // What the map says of addresses that no known mapping of ours held is about something
-                // that is no longer there (a fork's child without a MADV_DONTFORK range).
-                let unknown = self.space_ref(id).map(|s| s.regions.without(range));
-                for gap in unknown.unwrap_or_default() {
-                    self.forget_bytes(id, gap);
-                }
                 // Whoever is forked from now on has this, and not what was here before.
                 self.clear_graves(|g| g.space == id && range.contains(g.witness.start()));
                 if let Some(s) = self.space(id) {
