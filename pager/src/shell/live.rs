@@ -17,6 +17,7 @@ use crate::store::api::PageBytes;
 use crate::sys::advise::{PidFd, pageout};
 use crate::sys::arena::SharedBytes;
 use crate::sys::errors::{MemError, UffdError};
+use crate::sys::maps::ProcMaps;
 use crate::sys::mem::TargetMem;
 use crate::sys::notify::Bell;
 use crate::sys::pagemap::{Pagemap, PresentRun};
@@ -143,6 +144,7 @@ pub(crate) struct Parts {
     pub(crate) pidfd: PidFd,
     pub(crate) mem: TargetMem,
     pub(crate) pagemap: Pagemap,
+    pub(crate) maps: ProcMaps,
     pub(crate) tasks: Tasks,
     pub(crate) pins: PinCount,
 }
@@ -353,6 +355,26 @@ impl Live {
         })
     }
 
+    /// Registers the mappings that `range` lies in, whole.
+    ///
+    /// The range was read some time ago. What is there by now may be larger, or begin elsewhere; a
+    /// registration of a part splits it, and an mremap of the whole, which is right without us, fails until the
+    /// rest is registered. So the kernel is asked once more. What changes between that answer and the
+    /// registration cannot be told afterwards: the other half of a split looks like a neighbour that was
+    /// a mapping of its own. The next scan registers it.
+    fn register(&mut self, space: SpaceId, range: AddrRange) -> Option<Outcome> {
+        let target = self.target(space)?;
+        let whole = match target.parts.as_ref().map(|p| p.maps.plain_around(range)) {
+            Some(Ok(Some(whole))) => whole,
+            // Gone, or something else by now, if only in part.
+            Some(Ok(None)) => return Some(Outcome::Edge),
+            // The process is not known yet, or the kernel cannot tell. Of an address space that is gone
+            // the descriptor says so itself: the parts may be of the one that came after it.
+            None | Some(Err(_)) => range,
+        };
+        Some(answer(target.uffd.register(whole)))
+    }
+
     fn find_present(&mut self, space: SpaceId, range: AddrRange) -> Option<Outcome> {
         let pagemap = &self.target(space)?.parts.as_ref()?.pagemap;
         let mut at = range.start;
@@ -431,7 +453,7 @@ impl Live {
                 answer(self.target(space)?.uffd.unprotect(range, true))
             }
             Op::Wake { space, range } => answer(self.target(space)?.uffd.wake(range)),
-            Op::Register { space, range } => answer(self.target(space)?.uffd.register(range)),
+            Op::Register { space, range } => return self.register(space, range),
             Op::Unregister { space, range } => answer(self.target(space)?.uffd.unregister(range)),
             Op::Compare { a, b, mask } => {
                 let offset = |f: FrameId, i| usize::from(f.0) * PAGE_LEN + i * 4096;

@@ -65,8 +65,9 @@ pub(crate) fn shared_bytes(pid: i32, relatives: u64) -> std::io::Result<u64> {
 /// What a full look at a process's mappings says.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// To be registered although they are small; [`candidates`] has the others.
-    pub(crate) take_small: Vec<AddrRange>,
+    /// To be registered, and not registered yet: those that [`candidates`] has as well, for whoever lost one of
+    /// them, and small ones if there are enough.
+    pub(crate) take: Vec<AddrRange>,
     /// Registered to a userfaultfd already.
     pub(crate) registered: Vec<AddrRange>,
     /// Wiped in a fork's child.
@@ -90,7 +91,7 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
         return Err(std::io::ErrorKind::NotFound.into());
     }
     let mut s = Survey::default();
-    let mut small_bytes = 0;
+    let (mut small, mut small_bytes) = (Vec::new(), 0);
     let mut data_end = Addr(0);
     for d in maps::smaps(&text) {
         let m = &d.mapping;
@@ -130,17 +131,75 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
         } else if never.iter().any(|&a| m.range.contains(a)) || matches!(m.name, MapName::Stack) {
             s.left.stack += pages;
         } else if is_candidate(m) && !is_odd {
+            s.take.push(m.range);
             continue;
         } else if is_plain(m) && !is_odd && !of_file {
             small_bytes += d.anonymous_bytes;
-            s.take_small.push(m.range);
+            small.push(m.range);
             continue;
         }
         s.left_bytes += d.anonymous_bytes;
     }
     if small_bytes < SMALL_MIN_BYTES {
         s.left_bytes += small_bytes;
-        s.take_small.clear();
+    } else {
+        s.take.append(&mut small);
     }
     Ok(s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::{Target, next_event};
+    use crate::sys::uffd::Event;
+
+    #[test]
+    fn a_mapping_that_is_not_registered_is_found_by_every_survey_until_it_is() {
+        let mut target = Target::start();
+        let (range, small) = (target.map(64), target.map(4));
+        let uffd = target.uffd();
+        let found = |target: &Target| {
+            let s = survey(target.pid, &[]).unwrap();
+            assert!(!s.take.contains(&small));
+            (s.take.contains(&range), s.registered.contains(&range))
+        };
+        assert_eq!(found(&target), (true, false));
+        assert_eq!(found(&target), (true, false));
+        uffd.register(range).unwrap();
+        assert_eq!(found(&target), (false, true));
+        // It goes and comes back at the same place.
+        let prot = u64::from((libc::PROT_READ | libc::PROT_WRITE).cast_unsigned());
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let flags = u64::from(flags.cast_unsigned());
+        target.begin_syscall(
+            libc::SYS_mmap,
+            [range.start.0, range.len(), prot, flags, u64::MAX],
+        );
+        assert_eq!(next_event(&uffd), Event::Unmap(range));
+        assert_eq!(target.finish().cast_unsigned(), range.start.0);
+        assert_eq!(found(&target), (true, false));
+    }
+
+    #[test]
+    fn small_mappings_are_taken_when_there_are_enough_of_them() {
+        let mut target = Target::start();
+        let mut small = Vec::new();
+        while small.len() < 15 {
+            let range = target.map(16);
+            target.fill(range, 1);
+            small.push(range);
+        }
+        let taken = |target: &Target| survey(target.pid, &[]).unwrap();
+        let before = taken(&target);
+        assert!(small.iter().all(|r| !before.take.contains(r)));
+        while small.len() < 32 {
+            let range = target.map(16);
+            target.fill(range, 1);
+            small.push(range);
+        }
+        let after = taken(&target);
+        assert!(small.iter().all(|r| after.take.contains(r)));
+        assert!(after.left_bytes < before.left_bytes);
+    }
 }

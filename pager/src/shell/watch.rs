@@ -1000,7 +1000,7 @@ impl Watch {
 
     /// Registers mappings that were not there, or not seen, before; now and then surveys everything.
     fn find_mappings(&mut self, now: u64) {
-        let mut found = Vec::new();
+        let mut found = BTreeSet::new();
         let mut surveyed = Vec::new();
         for (&pid, m) in &mut self.members {
             let Some(space) = m.space else { continue };
@@ -1013,14 +1013,21 @@ impl Watch {
             found.extend(
                 ranges
                     .difference(&m.seen)
-                    .map(|&(start, end)| (space, AddrRange::new(start, end))),
+                    .map(|&(start, end)| (space, start, end)),
             );
             m.seen = ranges;
             if now >= m.next_survey_ns {
                 let started = clock::monotonic_ns();
                 if let Ok(survey) = scan::survey(pid, &m.never) {
                     m.left_bytes = survey.left_bytes;
-                    found.extend(survey.take_small.iter().map(|&range| (space, range)));
+                    // Also what was seen before: a mapping that went and came back between two scans, or was
+                    // another for the moment in which it was to be registered.
+                    found.extend(
+                        survey
+                            .take
+                            .iter()
+                            .map(|&range| (space, range.start.0, range.end.0)),
+                    );
                     surveyed.push(survey);
                 }
                 let cost = clock::monotonic_ns() - started;
@@ -1028,7 +1035,8 @@ impl Watch {
             }
         }
         // First of all, before anything fills further.
-        for (space, range) in found {
+        for (space, start, end) in found {
+            let range = AddrRange::new(start, end);
             self.input(Input::Adopt { space, range });
         }
         for survey in surveyed {
@@ -1059,6 +1067,7 @@ pub(crate) fn parts(pid: i32) -> Option<Parts> {
         pidfd: PidFd::open(pid).ok()?,
         mem: TargetMem::open(pid).ok()?,
         pagemap: Pagemap::open(pid).ok()?,
+        maps: ProcMaps::open(pid).ok()?,
         tasks: Tasks::open(pid).ok()?,
         pins: PinCount::open(pid).ok()?,
     })
