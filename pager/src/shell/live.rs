@@ -24,7 +24,7 @@ use crate::sys::pagemap::{Pagemap, PresentRun};
 use crate::sys::procfs::{self, PinCount, Tasks};
 use crate::sys::ring::{self, AdviceRing};
 use crate::sys::uffd::{CopyMode, Uffd};
-use crate::sys::{clock, spawn};
+use crate::sys::{clock, spawn, table};
 
 /// Robust-list heads remembered a process.
 const HEADS_SEEN: usize = 65536;
@@ -177,6 +177,8 @@ pub(crate) struct Live {
     pub(crate) errands: Arc<Queue<Errand>>,
     /// Errands for which the queue had no room.
     backlog: VecDeque<Errand>,
+    /// Number of the socket to who keeps descriptors (see `keepers.rs`).
+    keepers: Option<i32>,
     looked_ns: u64,
     turn: usize,
     /// Rings that a predecessor left: nothing is taken from them until they are quiet.
@@ -190,8 +192,10 @@ impl Live {
         frames: SharedBytes,
         journal: Words<'static>,
         errands: Arc<Queue<Errand>>,
+        keepers: Option<i32>,
     ) -> Self {
         Self {
+            keepers,
             targets: (0..SPACES).map(|_| None).collect(),
             frames,
             journal,
@@ -206,6 +210,13 @@ impl Live {
 
     fn target(&mut self, id: SpaceId) -> Option<&mut Target> {
         self.targets.get_mut(usize::from(id.0))?.as_deref_mut()
+    }
+
+    /// Has a fork child's userfaultfd kept by `holo-exec`. Where that has no room, or has ended, we go on without.
+    pub(crate) fn have_kept(&self, number: i32) {
+        if let Some(socket) = self.keepers {
+            let _ = table::send(socket, number);
+        }
     }
 
     pub(crate) fn errand(&mut self, errand: Errand) {
@@ -534,8 +545,10 @@ impl Live {
             }
             Op::Child { parent, space, fd } => {
                 let uffd = i32::try_from(fd).ok()?;
+                // At once: the child runs already.
+                self.have_kept(uffd);
                 if self.target(space).is_none() {
-                    let owned = crate::sys::table::claim(uffd)?;
+                    let owned = table::claim(uffd)?;
                     let target = Target::new(Uffd::from_owned(owned), None, None);
                     self.targets[usize::from(space.0)] = Some(Box::new(target));
                 }
