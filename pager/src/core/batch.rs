@@ -1248,15 +1248,30 @@ impl<S: PageStore> Core<'_, S> {
         let (page, frame, left) = (p.page, p.frame, p.left);
         for sub in which.iter() {
             let at = page.subpage(sub);
-            // Not what has come to its place since.
-            let still = match frame {
-                Some(f) => self.map.entry(id, at) == Entry::Staged(f, sub),
-                None => !left.has(sub),
+            // Not what has come to its place since; itself may be elsewhere.
+            let now_at = match frame {
+                Some(f) => self.staged_at(id, at, Entry::Staged(f, sub)),
+                None => (!left.has(sub)).then_some(at),
             };
-            if still {
+            if let Some(at) = now_at {
                 self.set_entry(id, at, Entry::Dropping(quiesce));
                 self.stats.dropped_in_batch += 1;
             }
+        }
+    }
+
+    /// Where in a space a staged subpage is now: at `first`, or where the process has moved it.
+    fn staged_at(&self, id: SpaceId, first: SubpageIndex, entry: Entry) -> Option<SubpageIndex> {
+        if self.map.entry(id, first) == entry {
+            return Some(first);
+        }
+        let (mut at, end) = (SubpageIndex(0), Addr(u64::MAX).subpage());
+        loop {
+            let (found, e) = self.map.next_in(id, at, end)?;
+            if e == entry {
+                return Some(found);
+            }
+            at = SubpageIndex(found.0 + 1);
         }
     }
 

@@ -126,6 +126,7 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(youth) = s.youth.as_mut() {
             youth.own.add(range);
         }
+        s.adopt_again(range);
         if let Some(i) = s.unsettled.left.iter().position(|&r| r == range) {
             // The second message of a move, about its old place: somebody may have come there since.
             s.unsettled.left.swap_remove(i);
@@ -200,8 +201,8 @@ impl<S: PageStore> Core<'_, S> {
             end: to.offset(len),
         };
         let Some(s) = self.space(id) else { return };
-        let was_ours = s.regions.overlapping(old).is_some()
-            || s.unsettled.displaced.overlapping(old).is_some();
+        s.adopt_again(old);
+        s.adopt_again(new);
         if !s.known {
             s.moves.push((old, to));
         }
@@ -266,9 +267,8 @@ impl<S: PageStore> Core<'_, S> {
         s.unsettled.arrived.remove(old);
         s.unsettled.arrived.add(new);
         s.regions.remove(new);
-        if was_ours {
-            s.regions.add(new);
-        }
+        // Only moves of what is registered to us are heard of.
+        s.regions.add(new);
         if !s.unsettled.left.contains(&old) {
             s.unsettled.left.push(old);
         }
@@ -501,6 +501,9 @@ impl<S: PageStore> Core<'_, S> {
         self.notes.set_left(id, &[]);
         for part in never_heard_of {
             self.forget_range(id, shadow(part));
+        }
+        for range in was.adopted {
+            self.believe(id, range);
         }
     }
 

@@ -543,6 +543,18 @@ impl<'m, S: PageStore> Core<'m, S> {
         }
     }
 
+    /// As [`forget_range`](Self::forget_range), but not that the process is dropping something.
+    fn forget_bytes(&mut self, space: SpaceId, range: AddrRange) {
+        let end = range.end_subpage();
+        let mut at = range.start.subpage();
+        while let Some((found, entry)) = self.map.next_in(space, at, end) {
+            if entry.has_bytes() {
+                self.set_entry(space, found, Entry::Nothing);
+            }
+            at = SubpageIndex(found.0 + 1);
+        }
+    }
+
     fn end_space(&mut self, id: SpaceId, detached: bool) {
         let Some(mut s) = self
             .spaces
@@ -717,42 +729,31 @@ impl<'m, S: PageStore> Core<'m, S> {
         Some((range, Op::Register { space: id, range }))
     }
 
+    /// A range was registered. What stands there is not believed before no change of mappings is under way:
+    /// the message that the last occupant has gone may be on the way, and must not be taken for the new one's.
     fn adopted(&mut self, id: SpaceId, range: AddrRange, outcome: Outcome) {
         match outcome {
             Outcome::Done => {
                 self.crash(CrashPoint::Registered);
-                // What the map says of addresses that no known mapping of ours held is about something
-                // that is no longer there (a fork's child without a MADV_DONTFORK range).
-                let mut at = range.start;
-                while at < range.end {
-                    let known = self
-                        .space_ref(id)
-                        .and_then(|s| s.regions.at_or_after(at))
-                        .filter(|r| r.start < range.end);
-                    let gap_end = known.map_or(range.end, |r| r.start.max(at));
-                    self.forget_range(
-                        id,
-                        AddrRange {
-                            start: at,
-                            end: gap_end,
-                        },
-                    );
-                    at = known.map_or(range.end, |r| r.end);
-                }
                 // Whoever is forked from now on has this, and not what was here before.
                 self.clear_graves(|g| g.space == id && range.contains(g.witness.start()));
                 if let Some(s) = self.space(id) {
-                    for known in s.regions.iter().filter(|r| r.overlaps(range)) {
-                        s.unsettled.reborn.add(known.intersect(range));
-                    }
-                    s.regions.add(range);
-                    s.hearsay.remove(range);
-                    s.sweep_after = Nanos(0);
+                    s.unsettled.reborn.add(range);
+                    s.unsettled.adopted.push(range);
                 }
             }
             Outcome::Gone => self.gone(id),
             // Another mapping by now, or another's: the next scan decides again.
             _ => {}
+        }
+    }
+
+    /// A registered range is what stands there.
+    fn believe(&mut self, id: SpaceId, range: AddrRange) {
+        if let Some(s) = self.space(id) {
+            s.regions.add(range);
+            s.hearsay.remove(range);
+            s.sweep_after = Nanos(0);
         }
     }
 

@@ -16,7 +16,7 @@ use holo_proto::{AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
 use super::fault::Fault;
 use super::space::{Life, Ring};
-use super::{Advice, Core, CrashPoint, Entry, NEVER_RAN, Op, Outcome};
+use super::{Advice, Core, CrashPoint, NEVER_RAN, Op, Outcome};
 use crate::store::api::PageStore;
 
 /// Marks a ring request as the restorer's; the rest of the tag is the page.
@@ -252,11 +252,7 @@ impl<S: PageStore> Core<'_, S> {
 
     /// Forgets what the map says of a range that is resident and dirty.
     fn forget_restored(&mut self, id: SpaceId, range: AddrRange) {
-        for at in range.subpages() {
-            if self.map.entry(id, at).has_bytes() {
-                self.set_entry(id, at, Entry::Nothing);
-            }
-        }
+        self.forget_bytes(id, range);
         self.crash(CrashPoint::Restored);
     }
 

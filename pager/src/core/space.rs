@@ -62,8 +62,10 @@ pub(crate) struct Unsettled {
     pub(crate) changed: Ranges,
     /// New places of moves.
     pub(crate) arrived: Ranges,
-    /// Registered anew where the message that the last occupant has gone was not read yet.
+    /// Registered anew where the message that the last occupant has gone was perhaps not read yet.
     pub(crate) reborn: Ranges,
+    /// Of these, what nothing was heard of since: believed when all is settled.
+    pub(crate) adopted: Vec<AddrRange>,
     /// Children of forks whose messages were read meanwhile: what is heard now may have been before the fork.
     pub(crate) newborn: Vec<SpaceId>,
 }
@@ -201,6 +203,15 @@ impl Space {
             overflowed: false,
             fruitless: 0,
             rest_until: Nanos(0),
+        }
+    }
+
+    /// A message is about `range`, where something was registered that is not believed yet: which came first is
+    /// not known, so it is registered again.
+    pub(crate) fn adopt_again(&mut self, range: AddrRange) {
+        let doubtful = |r: &mut AddrRange| r.overlaps(range);
+        for again in self.unsettled.adopted.extract_if(.., doubtful) {
+            self.adopt.push_front(again);
         }
     }
 

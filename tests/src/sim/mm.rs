@@ -84,6 +84,8 @@ pub(crate) struct Mm {
     pub(crate) stopped_until_ns: u64,
     pub(crate) vmas: Vec<Vma>,
     pub(crate) ptes: BTreeMap<u64, Pte>,
+    /// What the pager read last at each place.
+    pub(crate) read: BTreeMap<u64, FolioId>,
     /// Walks in progress that hold the lock for reading: nobody changes a mapping meanwhile.
     pub(crate) readers: u32,
     pub(crate) uffd: Option<UffdId>,

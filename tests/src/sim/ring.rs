@@ -15,7 +15,7 @@ pub(crate) struct Request {
     pub(crate) advice: Advice,
     pub(crate) start: u64,
     pub(crate) end: u64,
-    /// Which page was at each subpage when the request was queued.
+    /// Which page the pager read at each subpage before.
     pub(crate) seen: Vec<Option<FolioId>>,
     /// The program has dropped some of it since.
     pub(crate) dropped: bool,
@@ -85,7 +85,7 @@ impl Kernel {
             return Outcome::Gone;
         }
         let seen = (start..end)
-            .map(|v| self.mms[mm].ptes.get(&v).and_then(|p| p.folio))
+            .map(|v| self.mms[mm].read.get(&v).copied())
             .collect();
         let Some(ring) = self.rings[mm].as_mut() else {
             return Outcome::Refused(9);

@@ -153,10 +153,12 @@ impl<'m> Sim<'m> {
             if self.detaching.contains(&mm) {
                 continue;
             }
+            // The shell finds what is new to itself: after a take-over, all of it.
+            let all = self.kernel.rng.one_in(10);
             let fresh: Vec<AddrRange> = self.kernel.mms[mm]
                 .vmas
                 .iter()
-                .filter(|m| m.uffd.is_none() && !m.locked && m.prot == Prot::Write)
+                .filter(|m| (all || m.uffd.is_none()) && !m.locked && m.prot == Prot::Write)
                 .filter(|m| {
                     !self.kernel.mms[mm]
                         .heads
@@ -397,6 +399,11 @@ impl<'m> Sim<'m> {
                 },
             };
             set_content(&mut self.frames[usize::from(frame.0)], first + i, content);
+            let target = &mut self.kernel.mms[mm];
+            let folio = target.ptes.get(&v).and_then(|p| p.folio);
+            if let Some(folio) = folio {
+                target.read.insert(v, folio);
+            }
             if self.kernel.rng.one_in(20) {
                 self.kernel.step();
             }
