@@ -75,7 +75,7 @@ pub fn exec(args: &Exec) -> anyhow::Result<i32> {
         report_fd: None,
         crash_at: crash_at()?,
     };
-    let session = Session::start(&settings)?;
+    let mut session = Session::start(&settings)?;
     let signals = Signals::take(&passed_on()).context("cannot receive signals")?;
     let (program, rest) = args.command.split_first().context("no command given")?;
     let mut command = Command::new(program);
@@ -95,7 +95,7 @@ pub fn exec(args: &Exec) -> anyhow::Result<i32> {
     };
     let pid = i32::try_from(child.id()).context("the command's process id")?;
     session.watch(pid);
-    let ended = wait_for(&session, &signals, &mut child, pid);
+    let ended = wait_for(&mut session, &signals, &mut child, pid);
     session.settle(SETTLE_NS);
     let code = match ended {
         Ended::Code(code) => code,
@@ -134,7 +134,7 @@ fn passed_on() -> Vec<i32> {
         .collect()
 }
 
-fn wait_for(session: &Session, signals: &Signals, child: &mut Child, pid: i32) -> Ended {
+fn wait_for(session: &mut Session, signals: &Signals, child: &mut Child, pid: i32) -> Ended {
     let mut watched = true;
     loop {
         match spawn::wait(pid, false) {
@@ -154,8 +154,13 @@ fn wait_for(session: &Session, signals: &Signals, child: &mut Child, pid: i32) -
                 );
             }
         }
-        let alive = if watched { session.alive_fd() } else { -1 };
-        spawn::poll_readable(&[signals.as_raw_fd(), alive], None);
+        let (alive, keepers) = if watched {
+            (session.alive_fd(), session.keepers_fd())
+        } else {
+            (-1, -1)
+        };
+        spawn::poll_readable(&[signals.as_raw_fd(), alive, keepers], None);
+        session.keep();
         while let Some(came) = signals.next() {
             // The pager continues us when the command is continued: that needs no second signal.
             let by_pager = came.sender == Some(session.pager_pid());

@@ -116,6 +116,8 @@ scalars! {
     AskBegunBy = 53,
     /// Descriptor number plus one of the pipe to the command line that waits for the start.
     AnswerFd = 54,
+    /// ... of the socket through which `holo-exec` gets fork children's userfaultfds to keep.
+    KeepersFd = 55,
     /// All that was attached was asked to be detached.
     Detaching = 41,
     /// The command line is stopped, or about to, because the command was.

@@ -17,13 +17,14 @@ use crate::store::api::PageBytes;
 use crate::sys::advise::{PidFd, pageout};
 use crate::sys::arena::SharedBytes;
 use crate::sys::errors::{MemError, UffdError};
+use crate::sys::maps::ProcMaps;
 use crate::sys::mem::TargetMem;
 use crate::sys::notify::Bell;
 use crate::sys::pagemap::{Pagemap, PresentRun};
 use crate::sys::procfs::{self, PinCount, Tasks};
 use crate::sys::ring::{self, AdviceRing};
 use crate::sys::uffd::{CopyMode, Uffd};
-use crate::sys::{clock, spawn};
+use crate::sys::{clock, spawn, table};
 
 /// Robust-list heads remembered a process.
 const HEADS_SEEN: usize = 65536;
@@ -143,6 +144,7 @@ pub(crate) struct Parts {
     pub(crate) pidfd: PidFd,
     pub(crate) mem: TargetMem,
     pub(crate) pagemap: Pagemap,
+    pub(crate) maps: ProcMaps,
     pub(crate) tasks: Tasks,
     pub(crate) pins: PinCount,
 }
@@ -175,6 +177,8 @@ pub(crate) struct Live {
     pub(crate) errands: Arc<Queue<Errand>>,
     /// Errands for which the queue had no room.
     backlog: VecDeque<Errand>,
+    /// Number of the socket to who keeps descriptors (see `keepers.rs`).
+    keepers: Option<i32>,
     looked_ns: u64,
     turn: usize,
     /// Rings that a predecessor left: nothing is taken from them until they are quiet.
@@ -188,8 +192,10 @@ impl Live {
         frames: SharedBytes,
         journal: Words<'static>,
         errands: Arc<Queue<Errand>>,
+        keepers: Option<i32>,
     ) -> Self {
         Self {
+            keepers,
             targets: (0..SPACES).map(|_| None).collect(),
             frames,
             journal,
@@ -204,6 +210,13 @@ impl Live {
 
     fn target(&mut self, id: SpaceId) -> Option<&mut Target> {
         self.targets.get_mut(usize::from(id.0))?.as_deref_mut()
+    }
+
+    /// Has a fork child's userfaultfd kept by `holo-exec`. Where that has no room, or has ended, we go on without.
+    pub(crate) fn have_kept(&self, number: i32) {
+        if let Some(socket) = self.keepers {
+            let _ = table::send(socket, number);
+        }
     }
 
     pub(crate) fn errand(&mut self, errand: Errand) {
@@ -353,6 +366,26 @@ impl Live {
         })
     }
 
+    /// Registers the mappings that `range` lies in, whole.
+    ///
+    /// The range was read some time ago. What is there by now may be larger, or begin elsewhere; a
+    /// registration of a part splits it, and an mremap of the whole, which is right without us, fails until the
+    /// rest is registered. So the kernel is asked once more. What changes between that answer and the
+    /// registration cannot be told afterwards: the other half of a split looks like a neighbour that was
+    /// a mapping of its own. The next scan registers it.
+    fn register(&mut self, space: SpaceId, range: AddrRange) -> Option<Outcome> {
+        let target = self.target(space)?;
+        let whole = match target.parts.as_ref().map(|p| p.maps.plain_around(range)) {
+            Some(Ok(Some(whole))) => whole,
+            // Gone, or something else by now, if only in part.
+            Some(Ok(None)) => return Some(Outcome::Edge),
+            // The process is not known yet, or the kernel cannot tell. Of an address space that is gone
+            // the descriptor says so itself: the parts may be of the one that came after it.
+            None | Some(Err(_)) => range,
+        };
+        Some(answer(target.uffd.register(whole)))
+    }
+
     fn find_present(&mut self, space: SpaceId, range: AddrRange) -> Option<Outcome> {
         let pagemap = &self.target(space)?.parts.as_ref()?.pagemap;
         let mut at = range.start;
@@ -431,7 +464,7 @@ impl Live {
                 answer(self.target(space)?.uffd.unprotect(range, true))
             }
             Op::Wake { space, range } => answer(self.target(space)?.uffd.wake(range)),
-            Op::Register { space, range } => answer(self.target(space)?.uffd.register(range)),
+            Op::Register { space, range } => return self.register(space, range),
             Op::Unregister { space, range } => answer(self.target(space)?.uffd.unregister(range)),
             Op::Compare { a, b, mask } => {
                 let offset = |f: FrameId, i| usize::from(f.0) * PAGE_LEN + i * 4096;
@@ -512,8 +545,10 @@ impl Live {
             }
             Op::Child { parent, space, fd } => {
                 let uffd = i32::try_from(fd).ok()?;
+                // At once: the child runs already.
+                self.have_kept(uffd);
                 if self.target(space).is_none() {
-                    let owned = crate::sys::table::claim(uffd)?;
+                    let owned = table::claim(uffd)?;
                     let target = Target::new(Uffd::from_owned(owned), None, None);
                     self.targets[usize::from(space.0)] = Some(Box::new(target));
                 }

@@ -23,6 +23,7 @@ mod console;
 mod control;
 mod family;
 mod guardian;
+mod keepers;
 mod killing;
 mod limits;
 mod live;
@@ -50,6 +51,7 @@ use crate::sys::arena::{SharedBytes, SharedWords};
 use crate::sys::{clock, spawn, table};
 use control::{CONTROL_WORDS, Control, Scalar};
 use guardian::Line;
+use keepers::Keepers;
 use live::{Live, Queue};
 use post::Post;
 use serve::LiveCore;
@@ -89,6 +91,7 @@ pub struct Settings {
 pub struct Session {
     control: Control,
     alive: OwnedFd,
+    keepers: Option<Keepers>,
 }
 
 /// Why no session could be started.
@@ -131,8 +134,17 @@ impl Session {
         }
         let (alive, theirs) = spawn::pipe().map_err(failed("cannot make a pipe"))?;
         let (answer, answer_theirs) = spawn::pipe().map_err(failed("cannot make a pipe"))?;
+        // Whoever attaches does not stay.
+        let (keepers, keepers_theirs) = match settings.attach {
+            None => {
+                let (ours, theirs) = Keepers::new().map_err(failed("cannot make a socket"))?;
+                (Some(ours), Some(theirs))
+            }
+            Some(_) => (None, None),
+        };
         let settings = settings.clone();
         let guardian = spawn::spawn(move || {
+            control.set_fd(Scalar::KeepersFd, keepers_theirs.map_or(-1, table::leave));
             // The reading ends stay behind: they would keep nothing alive, but are not ours.
             control.set_fd(Scalar::AliveFd, table::leave(theirs));
             control.set_fd(Scalar::MessagesFd, settings.messages_fd);
@@ -141,7 +153,11 @@ impl Session {
         })
         .map_err(failed("cannot start the pager's guardian"))?;
         let refusal = spawn::read_to_end(answer);
-        let session = Self { control, alive };
+        let session = Self {
+            control,
+            alive,
+            keepers,
+        };
         // Twice, by a pager that died over it and its successor.
         if refusal.starts_with(b"ready") {
             return Ok(session);
@@ -165,6 +181,20 @@ impl Session {
     #[must_use]
     pub fn alive_fd(&self) -> i32 {
         self.alive.as_raw_fd()
+    }
+
+    /// Becomes readable when there is something for [`Session::keep`], or everybody is gone; -1 for an attach.
+    #[must_use]
+    pub fn keepers_fd(&self) -> i32 {
+        self.keepers.as_ref().map_or(-1, Keepers::as_raw_fd)
+    }
+
+    /// Keeps what the pager sent: without it a fork's child would read zeros for what is away, should pager,
+    /// guardian and warden die at once, until [`Session::kill_held`].
+    pub fn keep(&mut self) {
+        if let Some(keepers) = &mut self.keepers {
+            keepers.take();
+        }
     }
 
     /// Stops this process, whose command was stopped, until it is continued itself or the command is.
@@ -219,6 +249,7 @@ fn guardian_main(control: Control, settings: &Settings, answer: OwnedFd) -> i32 
     let mut keep = vec![settings.messages_fd, table::number_of(&answer)];
     keep.extend(settings.report_fd);
     keep.extend(control.fd(Scalar::AliveFd));
+    keep.extend(control.fd(Scalar::KeepersFd));
     table::close_all_but(&keep);
     table::null_standard_streams(&keep);
     spawn::set_name(c"holo-guardian");
@@ -439,7 +470,12 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         Arc::clone(&commands),
     )
     .map_err(system("the line to the guardian"))?;
-    let mut live = Live::new(opened.frames, journal_slots(&core), Arc::clone(&errands));
+    let mut live = Live::new(
+        opened.frames,
+        journal_slots(&core),
+        Arc::clone(&errands),
+        control.fd(Scalar::KeepersFd),
+    );
     let recovered = if first {
         Vec::new()
     } else {
@@ -523,6 +559,7 @@ fn close_what_the_dead_left(control: Control, memory: Memory<'static>, inherited
         Scalar::GuardianWardenFd,
         Scalar::WardenWatchFd,
         Scalar::AliveFd,
+        Scalar::KeepersFd,
         Scalar::MessagesFd,
         Scalar::ReportFd,
         Scalar::AnswerFd,
@@ -565,6 +602,9 @@ fn take_over_targets(control: Control, core: &LiveCore, live: &mut Live) -> Vec<
         };
         let uffd = crate::sys::uffd::Uffd::from_owned(fd);
         let record = control.record(number);
+        if record.is_none_or(|r| r.keeper < 0) {
+            live.have_kept(number);
+        }
         let parts = record.and_then(|r| watch::parts(r.pid));
         let ring = record
             .filter(|r| r.ring >= 0)

@@ -118,6 +118,8 @@ pub(crate) struct Watch {
     ranges: Vec<AddrRange>,
     next_search_ns: u64,
     next_hasty_ns: u64,
+    /// This search looks after what the last one found.
+    follows_up: bool,
     next_match_ns: u64,
     next_wide_ns: u64,
     next_tree_ns: u64,
@@ -148,6 +150,7 @@ impl Watch {
             ranges: Vec::with_capacity(4096),
             next_search_ns: 0,
             next_hasty_ns: 0,
+            follows_up: false,
             next_match_ns: 0,
             next_wide_ns: 0,
             next_tree_ns: 0,
@@ -430,12 +433,18 @@ impl Watch {
         }
         if now >= self.next_search_ns || (pressed && growing && now >= self.next_hasty_ns) {
             let started = clock::monotonic_ns();
-            if pressed {
-                self.find_mappings(now);
-            }
+            let found = pressed && self.find_mappings(now);
             let cost = clock::monotonic_ns() - started;
+            // A program that was just then taking its mappings apart puts together pieces that are
+            // registered and pieces that are not, and cannot move the whole until all of them are.
+            self.follows_up = found && !self.follows_up;
+            let share = if self.follows_up {
+                SEARCH_SHARE_GROWING
+            } else {
+                self.share()
+            };
             self.next_hasty_ns = now + cost * SEARCH_SHARE_GROWING;
-            self.next_search_ns = now + (cost * self.share()).clamp(1_000_000, 1_000_000_000);
+            self.next_search_ns = now + (cost * share).clamp(1_000_000, 1_000_000_000);
         }
     }
 
@@ -998,9 +1007,10 @@ impl Watch {
         true
     }
 
-    /// Registers mappings that were not there, or not seen, before; now and then surveys everything.
-    fn find_mappings(&mut self, now: u64) {
-        let mut found = Vec::new();
+    /// Registers mappings that were not there, or not seen, before; now and then surveys everything. Whether
+    /// there were any.
+    fn find_mappings(&mut self, now: u64) -> bool {
+        let mut found = BTreeSet::new();
         let mut surveyed = Vec::new();
         for (&pid, m) in &mut self.members {
             let Some(space) = m.space else { continue };
@@ -1013,22 +1023,31 @@ impl Watch {
             found.extend(
                 ranges
                     .difference(&m.seen)
-                    .map(|&(start, end)| (space, AddrRange::new(start, end))),
+                    .map(|&(start, end)| (space, start, end)),
             );
             m.seen = ranges;
             if now >= m.next_survey_ns {
                 let started = clock::monotonic_ns();
                 if let Ok(survey) = scan::survey(pid, &m.never) {
                     m.left_bytes = survey.left_bytes;
-                    found.extend(survey.take_small.iter().map(|&range| (space, range)));
+                    // Also what was seen before: a mapping that went and came back between two scans, or was
+                    // another for the moment in which it was to be registered.
+                    found.extend(
+                        survey
+                            .take
+                            .iter()
+                            .map(|&range| (space, range.start.0, range.end.0)),
+                    );
                     surveyed.push(survey);
                 }
                 let cost = clock::monotonic_ns() - started;
                 m.next_survey_ns = now + (cost * SEARCH_SHARE).max(SURVEY_NS);
             }
         }
+        let any = !found.is_empty();
         // First of all, before anything fills further.
-        for (space, range) in found {
+        for (space, start, end) in found {
+            let range = AddrRange::new(start, end);
             self.input(Input::Adopt { space, range });
         }
         for survey in surveyed {
@@ -1037,6 +1056,7 @@ impl Watch {
             self.control.set(Scalar::LeftShared, survey.left.shared);
             self.control.set(Scalar::LeftFile, survey.left.file);
         }
+        any
     }
 
     fn answer(&mut self, request: Request) {
@@ -1059,6 +1079,7 @@ pub(crate) fn parts(pid: i32) -> Option<Parts> {
         pidfd: PidFd::open(pid).ok()?,
         mem: TargetMem::open(pid).ok()?,
         pagemap: Pagemap::open(pid).ok()?,
+        maps: ProcMaps::open(pid).ok()?,
         tasks: Tasks::open(pid).ok()?,
         pins: PinCount::open(pid).ok()?,
     })

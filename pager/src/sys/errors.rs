@@ -119,3 +119,27 @@ impl AdviseError {
         }
     }
 }
+
+/// Why the kernel did not say what is mapped at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapsError {
+    /// The address space is gone (ESRCH).
+    #[error("the address space is gone")]
+    Gone,
+    /// The kernel lacks the call (ENOTTY).
+    #[error("this kernel cannot be asked about a single mapping")]
+    Unsupported,
+    /// An errno that has no meaning here, with the call that gave it.
+    #[error("{1} failed with errno {0}")]
+    Unexpected(i32, &'static str),
+}
+
+impl MapsError {
+    pub(super) fn of(errno: i32, op: &'static str) -> Self {
+        match errno {
+            libc::ESRCH => Self::Gone,
+            libc::ENOTTY => Self::Unsupported,
+            other => Self::Unexpected(other, op),
+        }
+    }
+}

@@ -7,6 +7,7 @@ use super::ptrace::{Errno, bits};
 
 /// `pidfd_open` for a thread that is no leader, Linux 6.9.
 const PIDFD_THREAD: i32 = libc::O_EXCL;
+const KCMP_FILE: i32 = 0;
 const KCMP_VM: i32 = 1;
 const KCMP_FILES: i32 = 2;
 /// Makes a userfaultfd out of an open `/dev/userfaultfd`.
@@ -49,7 +50,7 @@ pub(super) fn copy_out(pidfd: BorrowedFd<'_>, number: u64) -> Result<OwnedFd, Er
     owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })
 }
 
-/// Sends a descriptor, with one byte, through a Unix socket.
+/// Sends a descriptor, with one byte, through a Unix socket; EAGAIN where there is no room.
 pub(super) fn send(socket: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut byte = 0_u8;
     let mut part = libc::iovec {
@@ -63,12 +64,41 @@ pub(super) fn send(socket: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<(), Err
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control);
+    let how = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: the header points at a part and control data that live until the call returns.
-    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, how) };
     if sent == 1 {
         Ok(())
     } else {
         Err(super::errno())
+    }
+}
+
+/// What [`send`] sent, close-on-exec: EAGAIN where there is nothing yet, ENOENT at the end, EMFILE for a
+/// descriptor that found no room in our table.
+pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let mut byte = 0_u8;
+    let mut part = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    let mut control = [0_u64; 3];
+    // SAFETY: a message header of zeros is valid: no name, no parts, no control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    let how = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: the header points at a part and control data that live until the call returns.
+    match unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, how) } {
+        1 => match descriptor_in(control).map(RawFd::try_from) {
+            // SAFETY: the kernel just made this descriptor for us; nobody else knows its number.
+            Some(Ok(fd)) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ => Err(libc::EMFILE),
+        },
+        0 => Err(libc::ENOENT),
+        _ => Err(super::errno()),
     }
 }
 
@@ -105,6 +135,15 @@ pub(super) fn has_left_our_table(pid: i32) -> bool {
         Some(shared) => !shared,
         None => super::errno() == libc::ESRCH,
     }
+}
+
+/// Whether two descriptors of ours are of one open file; false when that cannot be known.
+pub(super) fn are_the_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    let me = super::spawn::own_pid();
+    let (one, other) = (one.as_raw_fd(), other.as_raw_fd());
+    // SAFETY: touches no memory of ours.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, me, me, KCMP_FILE, one, other) };
+    order == 0
 }
 
 fn compare(one: i32, other: i32, what: i32) -> Option<bool> {

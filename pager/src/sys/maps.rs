@@ -1,15 +1,20 @@
 //! A target's mappings, parsed from `/proc/PID/maps` and `/proc/PID/smaps` without allocating a line.
 //!
 //! The text is read in several system calls, so a process that maps meanwhile may show a mapping twice
-//! or not at all: it is a claim to be checked by the next call, not a fact.
+//! or not at all: it is a claim to be checked by the next call, not a fact. [`ProcMaps::plain_around`] is
+//! that check: it asks about one place, and the kernel answers as of now.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use holo_proto::AddrRange;
+use holo_proto::{Addr, AddrRange};
 
 use super::errno;
+use super::errors::MapsError;
+
+/// Mappings that [`ProcMaps::plain_around`] looks at before it gives up, which bounds its time.
+const LOOKED_AT: usize = 64;
 
 /// What a mapping is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +155,47 @@ pub struct MappingDetail<'a> {
     pub locked_bytes: u64,
 }
 
+/// A mapping that the kernel found for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where.
+    pub range: AddrRange,
+    /// Private memory without a file behind it that can be read and written, but not executed.
+    pub plain: bool,
+}
+
+/// `struct procmap_query` of `linux/fs.h`.
+#[repr(C)]
+#[derive(Default)]
+struct QueryArg {
+    size: u64,
+    flags: u64,
+    addr: u64,
+    /// From here on out, up to the sizes of name and build id; none is asked for.
+    start: u64,
+    end: u64,
+    vma_flags: u64,
+    page_size: u64,
+    offset: u64,
+    inode: u64,
+    dev_major: u32,
+    dev_minor: u32,
+    name_size: u32,
+    build_id_size: u32,
+    name_at: u64,
+    build_id_at: u64,
+}
+
+const QUERY_VMA_READABLE: u64 = 1 << 0;
+const QUERY_VMA_WRITABLE: u64 = 1 << 1;
+const QUERY_VMA_EXECUTABLE: u64 = 1 << 2;
+const QUERY_VMA_SHARED: u64 = 1 << 3;
+/// The mapping that holds the address, or else the next one above it.
+const QUERY_COVERING_OR_NEXT: u64 = 1 << 4;
+/// `_IOWR('f', 17, struct procmap_query)`, since Linux 6.11.
+const PROCMAP_QUERY: libc::c_ulong =
+    3 << 30 | (size_of::<QueryArg>() as libc::c_ulong) << 16 | (b'f' as libc::c_ulong) << 8 | 17;
+
 /// An open maps or smaps file. Bound to the address space at the time of opening.
 #[derive(Debug)]
 pub struct ProcMaps(File);
@@ -206,6 +252,62 @@ impl ProcMaps {
                 Err(_) => return Err(io::Error::last_os_error()),
             }
         }
+    }
+
+    /// The mapping that holds `at` now, or else the next one above it; `None` where there is none. Of a maps
+    /// file only. Allocates nothing.
+    ///
+    /// # Errors
+    /// [`MapsError::Unsupported`] before Linux 6.11, and of an smaps file.
+    pub fn find(&self, at: Addr) -> Result<Option<Found>, MapsError> {
+        let mut arg = QueryArg {
+            size: size_of::<QueryArg>() as u64,
+            flags: QUERY_COVERING_OR_NEXT,
+            addr: at.0,
+            ..QueryArg::default()
+        };
+        loop {
+            // SAFETY: the structure whose size is encoded in the number and named in its first field, valid
+            // for reads and writes during the call. No buffer for a name or build id is named in it.
+            let r = unsafe { libc::ioctl(self.0.as_raw_fd(), PROCMAP_QUERY, &raw mut arg) };
+            if r == 0 {
+                break;
+            }
+            match errno() {
+                libc::EINTR => {}
+                libc::ENOENT => return Ok(None),
+                other => return Err(MapsError::of(other, "PROCMAP_QUERY")),
+            }
+        }
+        let access = QUERY_VMA_READABLE | QUERY_VMA_WRITABLE;
+        let all = access | QUERY_VMA_EXECUTABLE | QUERY_VMA_SHARED;
+        let file = arg.inode != 0 || arg.dev_major != 0 || arg.dev_minor != 0;
+        Ok(Some(Found {
+            range: AddrRange::new(arg.start, arg.end),
+            plain: arg.vma_flags & all == access && !file,
+        }))
+    }
+
+    /// The mappings that `range` lies in, from the start of the first to the end of the last, if all of it is
+    /// mapped now, and by nothing but plain mappings (at most [`LOOKED_AT`]).
+    ///
+    /// # Errors
+    /// As [`ProcMaps::find`].
+    pub fn plain_around(&self, range: AddrRange) -> Result<Option<AddrRange>, MapsError> {
+        let mut start = None;
+        let mut at = range.start;
+        for _ in 0..LOOKED_AT {
+            let found = self.find(at)?;
+            let Some(m) = found.filter(|m| m.plain && m.range.contains(at)) else {
+                return Ok(None);
+            };
+            let start = *start.get_or_insert(m.range.start);
+            at = m.range.end;
+            if at >= range.end {
+                return Ok(Some(AddrRange { start, end: at }));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -31,7 +31,7 @@ pub mod uffd;
 mod worker;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("holo's kernel layer knows Linux on x86-64 only");

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
@@ -90,6 +90,38 @@ pub fn duplicate(number: RawFd) -> Option<OwnedFd> {
     let fd = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
     // SAFETY: just made, owned by nobody else.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends whoever has the other end of a Unix stream a descriptor of its own for what `number` names. Never
+/// waits: false where there is no room, and nobody at the other end.
+#[must_use]
+pub fn send(socket: RawFd, number: RawFd) -> bool {
+    if !is_open(socket) || !is_open(number) {
+        return false;
+    }
+    // SAFETY: open just now. Should its only user close it meanwhile, the call fails.
+    let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+    // SAFETY: as before.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    super::fds::send(socket, fd).is_ok()
+}
+
+/// What [`send`] sent; `None` when nothing is there, or nothing will ever be. Never waits.
+pub fn receive(socket: impl AsFd) -> Option<OwnedFd> {
+    loop {
+        match super::fds::receive(socket.as_fd()) {
+            Ok(fd) => return Some(fd),
+            // This one was lost; the next one may find room.
+            Err(libc::EINTR | libc::EMFILE) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Whether two descriptors are of one open file; false when that cannot be known.
+#[must_use]
+pub fn are_the_same(one: impl AsFd, other: impl AsFd) -> bool {
+    super::fds::are_the_same(one.as_fd(), other.as_fd())
 }
 
 /// User id of the process at the other end of a Unix stream.

@@ -39,9 +39,9 @@ const OP_FORK: u64 = 5;
 /// Where [`Target::map`] maps: far from what a process has.
 const BASE: u64 = 0x10_0000_0000;
 
-pub(super) struct Target {
-    pub(super) pid: i32,
-    pub(super) pidfd: PidFd,
+pub(crate) struct Target {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: PidFd,
     control: SharedWords,
     go: OwnedFd,
     issued: u64,
@@ -49,7 +49,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let control = SharedWords::create("test-control", 512).unwrap();
         let mut ends = [0; 2];
         // SAFETY: room for two descriptors.
@@ -97,47 +97,47 @@ impl Target {
     }
 
     /// Whether the last step is done.
-    pub(super) fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.control.words()[DONE].load(Ordering::Acquire) == self.issued
     }
 
     /// Waits for the last step's result.
-    pub(super) fn finish(&self) -> i64 {
+    pub(crate) fn finish(&self) -> i64 {
         within("the target's step", || self.is_done().then_some(()));
         self.control.words()[RESULT].load(Ordering::Relaxed) as i64
     }
 
-    pub(super) fn begin_syscall(&mut self, number: libc::c_long, args: [u64; 5]) {
+    pub(crate) fn begin_syscall(&mut self, number: libc::c_long, args: [u64; 5]) {
         let [a, b, c, d, e] = args;
         self.begin(OP_SYSCALL, [number as u64, a, b, c, d, e]);
     }
 
     /// The result, or a negative errno.
-    pub(super) fn syscall(&mut self, number: libc::c_long, args: [u64; 5]) -> i64 {
+    pub(crate) fn syscall(&mut self, number: libc::c_long, args: [u64; 5]) -> i64 {
         self.begin_syscall(number, args);
         self.finish()
     }
 
-    pub(super) fn begin_peek(&mut self, at: Addr) {
+    pub(crate) fn begin_peek(&mut self, at: Addr) {
         self.begin(OP_PEEK, [at.0, 0, 0, 0, 0, 0]);
     }
 
-    pub(super) fn peek(&mut self, at: Addr) -> u8 {
+    pub(crate) fn peek(&mut self, at: Addr) -> u8 {
         self.begin_peek(at);
         self.finish() as u8
     }
 
-    pub(super) fn begin_poke(&mut self, at: Addr, value: u8) {
+    pub(crate) fn begin_poke(&mut self, at: Addr, value: u8) {
         self.begin(OP_POKE, [at.0, u64::from(value), 0, 0, 0, 0]);
     }
 
-    pub(super) fn poke(&mut self, at: Addr, value: u8) {
+    pub(crate) fn poke(&mut self, at: Addr, value: u8) {
         self.begin_poke(at, value);
         self.finish();
     }
 
     /// Writes `value` into every byte.
-    pub(super) fn fill(&mut self, range: AddrRange, value: u8) {
+    pub(crate) fn fill(&mut self, range: AddrRange, value: u8) {
         self.begin(
             OP_FILL,
             [range.start.0, range.len(), u64::from(value), 0, 0, 0],
@@ -146,7 +146,7 @@ impl Target {
     }
 
     /// Starts a thread that reads one byte at `at` and ends.
-    pub(super) fn peek_by_thread(&mut self, at: Addr) -> i64 {
+    pub(crate) fn peek_by_thread(&mut self, at: Addr) -> i64 {
         let stack = self.map(16);
         self.fill(stack, 0);
         self.begin(OP_THREAD, [stack.end.0, at.0, 0, 0, 0, 0]);
@@ -154,13 +154,13 @@ impl Target {
     }
 
     /// Begins a fork, whose child does nothing; [`Target::finish`] gives its pid. It ends with the target.
-    pub(super) fn begin_fork(&mut self) {
+    pub(crate) fn begin_fork(&mut self) {
         self.begin(OP_FORK, [0; 6]);
     }
 
     /// A fresh private anonymous mapping of so many subpages, 64 KiB-aligned, without huge pages, with a
     /// gap before the next one.
-    pub(super) fn map(&mut self, subpages: u64) -> AddrRange {
+    pub(crate) fn map(&mut self, subpages: u64) -> AddrRange {
         let at = self.next_map;
         let len = subpages * 4096;
         self.next_map = (at + len).next_multiple_of(1 << 20) + (1 << 20);
@@ -180,7 +180,7 @@ impl Target {
         self.syscall(libc::SYS_mmap, [at, len, prot, flags as u64, u64::MAX])
     }
 
-    pub(super) fn madvise(&mut self, range: AddrRange, advice: i32) -> i64 {
+    pub(crate) fn madvise(&mut self, range: AddrRange, advice: i32) -> i64 {
         self.syscall(
             libc::SYS_madvise,
             [range.start.0, range.len(), advice as u64, 0, 0],
@@ -188,7 +188,7 @@ impl Target {
     }
 
     /// A userfaultfd of the target, handshake done.
-    pub(super) fn uffd(&mut self) -> Uffd {
+    pub(crate) fn uffd(&mut self) -> Uffd {
         let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
         let number = self.syscall(libc::SYS_userfaultfd, [flags, 0, 0, 0, 0]);
         let uffd = Uffd::from_owned(self.pidfd.get_fd(i32::try_from(number).unwrap()).unwrap());
@@ -197,7 +197,7 @@ impl Target {
     }
 
     /// A polled ring of the target, of 8 entries.
-    pub(super) fn ring(&mut self) -> AdviceRing {
+    pub(crate) fn ring(&mut self) -> AdviceRing {
         let scratch = &self.control.words()[SCRATCH..SCRATCH + 15];
         for (word, value) in scratch.iter().zip(RingParams::request(2).0) {
             word.store(value, Ordering::Relaxed);
@@ -216,7 +216,7 @@ impl Target {
     }
 
     /// Ends the target and reaps it.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         let _ = self.pidfd.send_signal(libc::SIGKILL);
         // SAFETY: no status is wanted; the child is ours and not reaped elsewhere.
         unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) };
@@ -230,7 +230,7 @@ impl Drop for Target {
 }
 
 /// Waits for something that has to come.
-pub(super) fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -242,7 +242,7 @@ pub(super) fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Waits until a message can be read, without reading it.
-pub(super) fn wait_readable(uffd: &Uffd) {
+pub(crate) fn wait_readable(uffd: &Uffd) {
     let mut poll = libc::pollfd {
         fd: uffd.as_fd().as_raw_fd(),
         events: libc::POLLIN,
@@ -255,7 +255,7 @@ pub(super) fn wait_readable(uffd: &Uffd) {
 }
 
 /// Reads the next message.
-pub(super) fn next_event(uffd: &Uffd) -> Event {
+pub(crate) fn next_event(uffd: &Uffd) -> Event {
     let slots = [const { AtomicU64::new(0) }; EVENT_WORDS];
     wait_readable(uffd);
     assert_eq!(uffd.read_events(&slots), Ok(1));
@@ -263,7 +263,7 @@ pub(super) fn next_event(uffd: &Uffd) -> Event {
 }
 
 /// Lets a thread (0: this one) run on one CPU only.
-pub(super) fn pin_to_cpu(tid: i32, cpu: u32) {
+pub(crate) fn pin_to_cpu(tid: i32, cpu: u32) {
     let cpus = 1_u64 << cpu;
     // SAFETY: one word of CPU bits, read during the call.
     let r = unsafe { libc::sched_setaffinity(tid, 8, (&raw const cpus).cast()) };
@@ -272,7 +272,7 @@ pub(super) fn pin_to_cpu(tid: i32, cpu: u32) {
 
 /// Empties every CPU's list of pages on their way into or within the LRU: while a page waits on one, a
 /// FREE from another CPU does not mark it and a reclaim passes it by. MADV_COLD drains its CPU's list.
-pub(super) fn drain_cpu_lists() {
+pub(crate) fn drain_cpu_lists() {
     let cpus = std::thread::available_parallelism().unwrap().get();
     std::thread::scope(|scope| {
         scope.spawn(|| {

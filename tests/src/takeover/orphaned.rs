@@ -155,10 +155,12 @@ fn stop_between_injections(running: &mut Running, victims: &[Process]) -> Result
         tree::until(running, "all that are to die are stopped", |_| {
             victims.iter().all(|v| is_stopped(*v)).then_some(())
         })?;
+        // The tracer is a thread of the guardian's, not its first one.
+        let dying: Vec<i32> = victims.iter().flat_map(|victim| victim.threads()).collect();
         let family = running.family().members();
         let traced = family.iter().any(|proc| {
             let tracers = tracers_of(proc.id.pid);
-            victims.iter().any(|victim| tracers.contains(&victim.pid))
+            tracers.iter().any(|tid| dying.contains(tid))
         });
         if !traced {
             return Ok(());
@@ -183,7 +185,7 @@ fn is_stopped(process: Process) -> bool {
     states.iter().all(|state| *state == Some('T'))
 }
 
-/// Who traces threads of a process.
+/// The threads that trace threads of a process.
 fn tracers_of(pid: i32) -> Vec<i32> {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return Vec::new();

@@ -380,6 +380,51 @@ fn a_move_that_leaves_the_old_place_mapped_tells_no_unmap_and_serves_both_places
     assert_eq!(look(&agent, to).protected, SubpageMask::ALL);
 }
 
+/// What a program may do with a mapping of its own must not fail because a part of it is served: the pager
+/// registers whole mappings.
+#[test]
+fn a_mapping_of_which_a_part_is_served_cannot_be_moved_whole_until_the_rest_is() {
+    let _bound = bounded();
+    let agent = Agent::start();
+    let (uffd, _) = agent.uffd();
+    let (range, to) = (agent.map(16), agent.room(16));
+    agent.fill(range, 1);
+    let begin = |flags: libc::c_int| {
+        let flags = u64::from((libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | flags).cast_unsigned());
+        let arguments = [range.start.0, range.len(), range.len(), flags, to.start.0];
+        agent.begin_call(A, libc::SYS_mremap, &arguments)
+    };
+    let mappings = || {
+        let mut text = Vec::new();
+        let maps = ProcMaps::open(agent.pid).unwrap();
+        maps.read_into(&mut text).unwrap();
+        let inside: Vec<_> = mappings(&text)
+            .map(|mapping| mapping.range)
+            .filter(|part| part.overlaps(range))
+            .collect();
+        inside
+    };
+    assert_eq!(mappings(), [range]);
+    uffd.register(sub(range, 0, 8)).unwrap();
+    assert_eq!(mappings(), [sub(range, 0, 8), sub(range, 8, 8)]);
+    for flags in [0, libc::MREMAP_DONTUNMAP] {
+        let moved = begin(flags);
+        assert_eq!(moved.finish(), -i64::from(libc::EFAULT), "flags {flags}");
+        assert!(is_silent(&uffd));
+    }
+    uffd.register(sub(range, 8, 8)).unwrap();
+    assert_eq!(mappings(), [range]);
+    let moved = begin(libc::MREMAP_DONTUNMAP);
+    let remap = Event::Remap {
+        from: range.start,
+        to: to.start,
+        len: range.len(),
+    };
+    assert_eq!(read_until_done(&uffd, &moved), [remap]);
+    assert_eq!(moved.finish().cast_unsigned(), to.start.0);
+    assert!(agent.holds(to, 1));
+}
+
 #[test]
 fn growth_in_place_is_served_and_not_told() {
     let _bound = bounded();

@@ -194,6 +194,115 @@ fn maps_and_smaps_of_a_process_agree() {
     assert!(short.is_empty());
 }
 
+/// The subpages `first..first + count` of a range.
+fn sub(range: AddrRange, first: u64, count: u64) -> AddrRange {
+    let start = range.start.0 + first * 4096;
+    AddrRange::new(start, start + count * 4096)
+}
+
+fn protect(target: &mut Target, range: AddrRange, prot: i32) {
+    let arguments = [
+        range.start.0,
+        range.len(),
+        u64::from(prot.cast_unsigned()),
+        0,
+        0,
+    ];
+    assert_eq!(target.syscall(libc::SYS_mprotect, arguments), 0);
+}
+
+#[test]
+fn a_mapping_is_found_as_it_is_now() {
+    let mut target = Target::start();
+    let range = target.map(16);
+    let maps = ProcMaps::open(target.pid).unwrap();
+    let found = |plain| Ok(Some(Found { range, plain }));
+    assert_eq!(maps.find(range.start), found(true));
+    assert_eq!(maps.find(sub(range, 15, 1).start.offset(4095)), found(true));
+    // In a gap: the next one above.
+    assert_eq!(maps.find(Addr(range.start.0 - 1)), found(true));
+    for (prot, plain) in [
+        (libc::PROT_NONE, false),
+        (libc::PROT_READ, false),
+        (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, false),
+        (libc::PROT_READ | libc::PROT_WRITE, true),
+    ] {
+        protect(&mut target, range, prot);
+        assert_eq!(maps.find(range.start), found(plain), "protection {prot}");
+    }
+    // Memory of the C library's file and memory that is shared, of which the steps' words are some.
+    let mut text = Vec::new();
+    maps.read_into(&mut text).unwrap();
+    let mut others = 0;
+    for m in mappings(&text).filter(|m| m.read && m.write && (m.inode != 0 || m.shared)) {
+        let range = m.range;
+        assert_eq!(
+            maps.find(range.start),
+            Ok(Some(Found {
+                range,
+                plain: false
+            }))
+        );
+        others += 1;
+    }
+    assert!(others > 1, "{others}");
+    // Above the highest one.
+    assert_eq!(maps.find(Addr((1 << 47) - 4096)), Ok(None));
+    let long = ProcMaps::open_smaps(target.pid).unwrap();
+    assert_eq!(long.find(range.start), Err(MapsError::Unsupported));
+    target.end();
+    assert_eq!(maps.find(range.start), Err(MapsError::Gone));
+}
+
+#[test]
+fn a_range_is_widened_to_the_plain_mappings_that_it_lies_in() {
+    let mut target = Target::start();
+    let range = target.map(32);
+    let maps = ProcMaps::open(target.pid).unwrap();
+    let whole = Ok(Some(range));
+    assert_eq!(maps.plain_around(range), whole);
+    assert_eq!(maps.plain_around(sub(range, 3, 1)), whole);
+    assert_eq!(maps.plain_around(sub(range, 0, 31)), whole);
+    assert_eq!(maps.plain_around(sub(range, 1, 31)), whole);
+    // Two mappings: each alone, or both.
+    let (low, high) = (sub(range, 0, 16), sub(range, 16, 16));
+    assert_eq!(target.madvise(high, libc::MADV_DONTFORK), 0);
+    assert_eq!(maps.plain_around(sub(range, 2, 14)), Ok(Some(low)));
+    assert_eq!(maps.plain_around(sub(range, 16, 2)), Ok(Some(high)));
+    assert_eq!(maps.plain_around(sub(range, 15, 2)), whole);
+    // One that is not plain in it, or a hole; beside it neither matters.
+    let odd = sub(range, 24, 1);
+    protect(&mut target, odd, libc::PROT_READ);
+    assert_eq!(maps.plain_around(range), Ok(None));
+    assert_eq!(maps.plain_around(sub(range, 24, 2)), Ok(None));
+    assert_eq!(maps.plain_around(sub(range, 23, 2)), Ok(None));
+    assert_eq!(
+        maps.plain_around(sub(range, 14, 3)),
+        Ok(Some(sub(range, 0, 24)))
+    );
+    let unmap = [odd.start.0, odd.len(), 0, 0, 0];
+    assert_eq!(target.syscall(libc::SYS_munmap, unmap), 0);
+    assert_eq!(maps.plain_around(range), Ok(None));
+    assert_eq!(maps.plain_around(sub(range, 24, 2)), Ok(None));
+    assert_eq!(maps.plain_around(sub(range, 23, 2)), Ok(None));
+    assert_eq!(
+        maps.plain_around(sub(range, 14, 3)),
+        Ok(Some(sub(range, 0, 24)))
+    );
+    // More mappings than are looked at.
+    let many = target.map(80);
+    for i in (0..80).step_by(2) {
+        assert_eq!(target.madvise(sub(many, i, 1), libc::MADV_DONTFORK), 0);
+    }
+    assert_eq!(maps.plain_around(many), Ok(None));
+    assert_eq!(
+        maps.plain_around(sub(many, 0, 64)),
+        Ok(Some(sub(many, 0, 64)))
+    );
+    target.end();
+    assert_eq!(maps.plain_around(range), Err(MapsError::Gone));
+}
+
 #[test]
 fn a_file_with_an_odd_name_is_one_mapping() {
     use std::os::unix::ffi::OsStrExt;
