@@ -25,8 +25,8 @@ use super::op::Heads;
 use super::restore::TAG;
 use super::space::{Life, Ring, Space};
 use super::{
-    Advice, BATCH_PAGES, Core, CrashPoint, Entry, FrameId, HOLES, NEVER_RAN, Nanos, Op, Outcome,
-    StopReason,
+    Advice, BATCH_PAGES, Core, CrashPoint, Entry, FrameId, HOLES, NEVER_RAN, NOT_WRITABLE, Nanos,
+    Op, Outcome, StopReason,
 };
 use crate::store::api::{Locations, PageStore, StoreError, Ticket};
 
@@ -1174,8 +1174,11 @@ impl<S: PageStore> Core<'_, S> {
             } else if run.count() > 1 {
                 b.repair.single = b.repair.single.or(run);
                 b.repair.left = b.repair.left.or(run);
-            } else {
+            } else if NOT_WRITABLE.contains(&result) {
                 b.repair.redirty = b.repair.redirty.or(run);
+            } else {
+                // The process changed the mapping meanwhile: what is there now?
+                b.repair.looked = false;
             }
         }
         // A predecessor's that is settled was a repair.

@@ -73,8 +73,8 @@ pub use journal::{JOURNAL_WORDS, Journal, SLOTS as JOURNAL_SLOTS};
 pub use map::{BLOCK_WORDS, Entry, FrameId, Map, MapError, SPACES, SlotState, VERSION};
 pub use note::{BATCH_PAGES, NOTE_WORDS};
 pub use op::{
-    Advice, HEADS, HOLES, Heads, Input, NEVER_RAN, Nanos, Next, Op, Outcome, PageLook, Source,
-    StopReason,
+    Advice, HEADS, HOLES, Heads, Input, NEVER_RAN, NOT_WRITABLE, Nanos, Next, Op, Outcome,
+    PageLook, Source, StopReason,
 };
 pub use policy::{PageSet, Policy};
 pub use stats::{Histogram, STATS_WORDS, Stats};

@@ -191,7 +191,8 @@ pub enum Op {
         /// Whose.
         space: SpaceId,
     },
-    /// Makes a present page of a read-only mapping dirty without changing it.
+    /// Makes a present page of a read-only mapping dirty by writing what was read. Not for a writable one: what
+    /// the process writes between the two would be undone.
     Redirty {
         /// Where.
         space: SpaceId,
@@ -336,6 +337,9 @@ pub const NEVER_RAN: i32 = -125;
 
 /// The result of a ring request that found parts of its range unmapped, and did the rest (`-ENOMEM`).
 pub const HOLES: i32 = -12;
+
+/// The results of a populate where the process may not write (`-EINVAL`; `-EFAULT` where a fault is refused).
+pub const NOT_WRITABLE: [i32; 2] = [-22, -14];
 
 /// What happens on its own time.
 #[expect(clippy::large_enum_variant, reason = "as for [`Op`]")]

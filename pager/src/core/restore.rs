@@ -2,8 +2,10 @@
 //!
 //! Where the target has a ring, `MADV_POPULATE_WRITE` does it: a missing page faults to us and is
 //! served, a clean one that was offered before becomes dirty, so that the kernel can no longer drop it.
-//! Only then may the map forget it. Without a ring, or where populate fails (a read-only mapping), pages
-//! are installed from here, and what is present already is made dirty through `/proc/PID/mem`.
+//! Only then may the map forget it. Without a ring, or where populate is refused (a read-only mapping), pages
+//! are installed from here, and what is present already is made dirty through `/proc/PID/mem`: a byte is read
+//! and written back, which would undo what the process writes there in between, so only where it cannot write
+//! or there is no other way.
 //!
 //! Nothing is forgotten on the word of an operation alone: the process may have moved other pages to these
 //! addresses meanwhile. So at last a change of protection is made there. It fails while any move or unmap
@@ -16,13 +18,15 @@ use holo_proto::{AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
 use super::fault::Fault;
 use super::space::{Life, Ring};
-use super::{Advice, Core, CrashPoint, NEVER_RAN, Op, Outcome};
+use super::{Advice, Core, CrashPoint, NEVER_RAN, NOT_WRITABLE, Op, Outcome};
 use crate::store::api::PageStore;
 
 /// Marks a ring request as the restorer's; the rest of the tag is the page.
 pub(super) const TAG: u64 = 1 << 63;
 /// Requests at once.
 const WINDOW: usize = 8;
+/// Pages with holes that are remembered: more than are asked for at once.
+const HOLED: usize = 2 * WINDOW;
 
 /// Subpages of one page that a populate is about.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +63,8 @@ struct Direct {
     stage: Stage,
     at: SubpageIndex,
     disturbed: bool,
+    /// Populate found the mapping gone, or changed: if there is one now, populate tries again.
+    only_if_unmapped: bool,
 }
 
 /// What a step in progress was, for its completion.
@@ -83,6 +89,8 @@ pub(crate) struct Restore {
     /// The ring had no room: nothing more before a request ends.
     full: bool,
     direct: Option<Direct>,
+    /// Pages of which a request found holes in its range: asked for subpage by subpage.
+    holed: VecDeque<PageIndex>,
     step: Step,
 }
 
@@ -128,7 +136,34 @@ impl Restore {
             stage: Stage::Install,
             at: range.start.subpage(),
             disturbed: false,
+            only_if_unmapped: false,
         });
+    }
+
+    /// A request found holes in `range`: one subpage at a time, and if it was one, is anything there at all?
+    fn holes(&mut self, range: AddrRange) {
+        if range.len() > SUBPAGE_BYTES {
+            if self.holed.len() == HOLED {
+                self.holed.pop_front();
+            }
+            self.holed.push_back(range.start.page());
+            self.cursor = None;
+            return;
+        }
+        self.direct.get_or_insert(Direct {
+            range,
+            stage: Stage::Open,
+            at: range.start.subpage(),
+            disturbed: false,
+            only_if_unmapped: true,
+        });
+    }
+}
+
+fn one(at: SubpageIndex) -> AddrRange {
+    AddrRange {
+        start: at.start(),
+        end: at.start().offset(SUBPAGE_BYTES),
     }
 }
 
@@ -188,6 +223,7 @@ impl<S: PageStore> Core<'_, S> {
             if s.restore.cursor.take().is_none() {
                 // From the start of the range on, and nothing is left: a move brought nothing back.
                 s.restore.queue.pop_front();
+                s.restore.holed.clear();
             }
             return self.step_restore(id);
         };
@@ -233,6 +269,8 @@ impl<S: PageStore> Core<'_, S> {
                 at = SubpageIndex(page.subpage(15).0 + 1);
             } else if !entry.has_bytes() {
                 at = SubpageIndex(found.0 + 1);
+            } else if restore.holed.contains(&page) {
+                return Some(one(found));
             } else {
                 let last = (0..16)
                     .map(|i| page.subpage(i))
@@ -267,10 +305,7 @@ impl<S: PageStore> Core<'_, S> {
             self.space(id)?.restore.direct = None;
             return self.step_restore(id);
         };
-        let one = AddrRange {
-            start: at.start(),
-            end: at.start().offset(SUBPAGE_BYTES),
-        };
+        let one = one(at);
         let op = match d.stage {
             Stage::Install => {
                 if self.install.is_some() {
@@ -337,15 +372,19 @@ impl<S: PageStore> Core<'_, S> {
         let Some(d) = self.space(id).and_then(|s| s.restore.direct) else {
             return;
         };
-        let one = AddrRange {
-            start: d.at.start(),
-            end: d.at.start().offset(SUBPAGE_BYTES),
-        };
+        let one = one(d.at);
         let next = match (d.stage, outcome) {
             // No mapping of ours is there: the map means nothing by it.
             (Stage::Open | Stage::Prove, Outcome::Edge) if !d.disturbed => {
                 self.forget_restored(id, one);
                 Stage::Open
+            }
+            (Stage::Open, _) if d.only_if_unmapped => {
+                if let Some(s) = self.space(id) {
+                    s.restore.direct = None;
+                    s.restore.cursor = None;
+                }
+                return;
             }
             (Stage::Open, _) => Stage::Redirty,
             (Stage::Redirty, _) => Stage::Look,
@@ -421,7 +460,11 @@ impl<S: PageStore> Core<'_, S> {
         } else if result < 0 {
             let f = s.restore.flights.swap_remove(i);
             // One at a time: whatever else failed is found again from the start of the range.
-            s.restore.go_direct(f.range);
+            if NOT_WRITABLE.contains(&result) {
+                s.restore.go_direct(f.range);
+            } else {
+                s.restore.holes(f.range);
+            }
         } else {
             s.restore.flights[i].ended = true;
         }

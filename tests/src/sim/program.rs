@@ -287,7 +287,9 @@ impl Kernel {
                 };
                 // A stated limit: no message tells how far a mapping grows, so one that grows over what was
                 // just unmapped looks like what was there.
-                let quiet = self.mms[mm].uffd.is_none_or(|u| self.uffds[u].changing == 0)
+                let quiet = self.mms[mm]
+                    .uffd
+                    .is_none_or(|u| self.uffds[u].changing == 0)
                     && self.now_ns >= self.mms[mm].changed_ns + CALM_NS;
                 let calm = new_len <= len || quiet;
                 (apart

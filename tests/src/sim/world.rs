@@ -664,12 +664,21 @@ impl<'m> Sim<'m> {
                 Outcome::Pinned(long.count() as u64 * SUBPAGE_BYTES)
             }
             Op::Redirty { at, .. } => {
+                // Two calls: what the process writes in between is undone.
+                let read = self.kernel.content(mm, at.0);
+                for _ in 0..self.kernel.rng.below(12) {
+                    self.kernel.step();
+                }
                 let served = self.kernel.mms[mm]
                     .vma(at.0)
                     .is_some_and(|m| m.uffd.is_some());
                 let wp = self.kernel.mms[mm].ptes.get(&at.0).is_some_and(|p| p.wp);
-                if !(served && wp) {
+                if let (false, Some(read)) = (served && wp, read) {
                     self.kernel.make_writable(mm, at.0);
+                    let written = self.kernel.mms[mm].ptes.get(&at.0).and_then(|p| p.folio);
+                    if let Some(f) = written {
+                        self.kernel.folios[f].content[0] = read[0];
+                    }
                 }
                 Outcome::Done
             }
