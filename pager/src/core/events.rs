@@ -540,7 +540,10 @@ impl<S: PageStore> Core<'_, S> {
                 break;
             }
         }
-        let mut suspects = Vec::new();
+        // What the parent does not know of itself yet, the child has to find out as well.
+        let mut suspects = self
+            .space_ref(parent)
+            .map_or_else(Vec::new, |p| p.suspects.clone());
         for i in 0..self.graves.len() {
             let Grave {
                 space,
