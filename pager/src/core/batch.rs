@@ -804,6 +804,8 @@ impl<S: PageStore> Core<'_, S> {
         while let Some(p) = b.pages.get(b.at) {
             let next = p.mask.runs().find(|&(f, c)| f + c > b.sub);
             if p.lost || p.frame.is_none() {
+                // Perhaps since its second read: that is not the next page's.
+                b.reread = SubpageMask::NONE;
                 b.at += 1;
                 b.sub = 0;
                 continue;

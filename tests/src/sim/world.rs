@@ -71,6 +71,8 @@ pub(crate) struct Sim<'m> {
     pub(crate) ring_made: BTreeMap<MmId, bool>,
     /// A predecessor's rings: nothing is taken from them until they are quiet.
     pub(crate) quiet_wait: BTreeSet<SpaceId>,
+    /// Spaces that the shell has looked for mappings in.
+    looked_at: BTreeSet<SpaceId>,
     /// Spaces that were told to let go.
     pub(crate) detaching: BTreeSet<MmId>,
     pub(crate) closed: u64,
@@ -98,6 +100,7 @@ impl<'m> Sim<'m> {
             heads_told: BTreeSet::new(),
             ring_made: BTreeMap::new(),
             quiet_wait: BTreeSet::new(),
+            looked_at: BTreeSet::new(),
             detaching: BTreeSet::new(),
             closed: 0,
             moved: false,
@@ -134,6 +137,7 @@ impl<'m> Sim<'m> {
         self.heads_told.clear();
         self.fds.clear();
         self.quiet_wait.clear();
+        self.looked_at.clear();
         self.moved = false;
     }
 
@@ -154,7 +158,7 @@ impl<'m> Sim<'m> {
                 continue;
             }
             // The shell finds what is new to itself: after a take-over, all of it.
-            let all = self.kernel.rng.one_in(10);
+            let all = self.looked_at.insert(space);
             let fresh: Vec<AddrRange> = self.kernel.mms[mm]
                 .vmas
                 .iter()
@@ -520,6 +524,7 @@ impl<'m> Sim<'m> {
         trace!(self.kernel, "mm{mm} is closed, detached {detached}");
         self.closed += 1;
         self.fds.remove(&space);
+        self.looked_at.remove(&space);
         if self.kernel.mms[mm].alive && !detached {
             self.kernel
                 .fail(format!("the core gave up mm{mm}, which lives"));
