@@ -288,8 +288,6 @@ fn pager_main(post: &Post, dead: i32) -> i32 {
     if !control.replace_pid(Scalar::PagerPid, dead, me) {
         return 0;
     }
-    spawn::set_name(c"holo-pager");
-    spawn::lock_memory();
     let first = dead == 0;
     if first {
         control.set_pid(Scalar::TableCleanedBy, me);
@@ -298,6 +296,9 @@ fn pager_main(post: &Post, dead: i32) -> i32 {
         control.set(Scalar::CpuOfPager, 0);
         control.add(Scalar::Takeovers, 1);
     }
+    // Whoever can be seen is counted.
+    spawn::set_name(c"holo-pager");
+    spawn::lock_memory();
     if let (Some(point), 0) = (post.settings.crash_at, control.get(Scalar::Crashed)) {
         // The successor must live.
         control.set(Scalar::Crashed, 1);
