@@ -25,17 +25,18 @@ impl<S: PageStore> Core<'_, S> {
             let seq = self.journal.seq(i);
             if let Some(event) = Event::decode(words) {
                 if self.space_ref(id).is_some() {
-                    self.apply(id, event, seq);
+                    self.apply(id, event, seq, self.gone >> i & 1 == 1);
                 }
             }
             self.crash(CrashPoint::EventApplied);
             self.journal.clear(i);
             self.crash(CrashPoint::EventCleared);
         }
+        self.gone = 0;
         self.clear_graves(|g| g.dropped);
     }
 
-    fn apply(&mut self, id: SpaceId, event: Event, seq: u32) {
+    fn apply(&mut self, id: SpaceId, event: Event, seq: u32, gone: bool) {
         match event {
             Event::Fault {
                 at, write, protect, ..
@@ -49,9 +50,9 @@ impl<S: PageStore> Core<'_, S> {
                 alone: false,
             }),
             Event::Fork { fd } => self.forked(id, fd, seq),
-            Event::Remap { from, to, len } => self.moved(id, (from, to, len), seq),
+            Event::Remap { from, to, len } => self.moved(id, (from, to, len), seq, gone),
             Event::Remove(range) => self.removed(id, range, seq),
-            Event::Unmap(range) => self.unmapped(id, range),
+            Event::Unmap(range) => self.unmapped(id, range, gone),
         }
     }
 
@@ -121,7 +122,7 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     /// A range was unmapped, as far as the message is about what is there now.
-    fn unmapped(&mut self, id: SpaceId, range: AddrRange) {
+    fn unmapped(&mut self, id: SpaceId, range: AddrRange, gone: bool) {
         let Some(s) = self.space(id) else { return };
         if let Some(youth) = s.youth.as_mut() {
             youth.own.add(range);
@@ -134,15 +135,15 @@ impl<S: PageStore> Core<'_, S> {
             self.notes.set_left(id, &left);
             return;
         }
-        let there = s.unsettled.displaced.without(range);
+        let (there, displaced) = s.unsettled.leaving(range, gone);
         s.suspects.retain(|x| !range.contains(x.at.start()));
-        for part in s.unsettled.take_displaced(range) {
+        for part in displaced {
             self.forget_range(id, shadow(part));
         }
         for part in there {
             self.doubt(id, part);
             self.bury(id, part);
-            for r in self.perhaps_late(id, part) {
+            for r in self.perhaps_late(id, part, gone) {
                 self.forget_range(id, r);
             }
             if let Some(s) = self.space(id) {
@@ -161,10 +162,14 @@ impl<S: PageStore> Core<'_, S> {
     /// A range of one call may have holes, where something was moved to before this was heard of it: what has
     /// come to `part` may be there still, and is looked for. Not if there is nothing else in the range, for no
     /// message is about holes alone. The rest of `part`.
-    fn perhaps_late(&mut self, id: SpaceId, part: AddrRange) -> Vec<AddrRange> {
+    fn perhaps_late(&mut self, id: SpaceId, part: AddrRange, gone: bool) -> Vec<AddrRange> {
         let Some(s) = self.space(id) else {
             return Vec::new();
         };
+        if gone {
+            s.unsettled.arrived.remove(part);
+            return vec![part];
+        }
         let rest = s.unsettled.arrived.without(part);
         if rest.iter().all(|&r| s.regions.overlapping(r).is_none()) {
             s.unsettled.arrived.remove(part);
@@ -191,7 +196,7 @@ impl<S: PageStore> Core<'_, S> {
 
     /// The pages of `from` are at `to` now. Entry by entry, and a moved one is gone from its old place:
     /// the second application finds only what the first did not reach.
-    fn moved(&mut self, id: SpaceId, (from, to, len): (Addr, Addr, u64), seq: u32) {
+    fn moved(&mut self, id: SpaceId, (from, to, len): (Addr, Addr, u64), seq: u32, gone: bool) {
         let old = AddrRange {
             start: from,
             end: from.offset(len),
@@ -221,8 +226,7 @@ impl<S: PageStore> Core<'_, S> {
         }
         let Some(s) = self.space(id) else { return };
         // What the message is about may have made room here already, for what has come since.
-        let rest = s.unsettled.displaced.without(old);
-        let aside = s.unsettled.take_displaced(old);
+        let (rest, aside) = s.unsettled.leaving(old, gone);
         // Whoever we believe in the new place has left it: its own message is on the way.
         let leaving: Vec<_> = s
             .regions
@@ -256,6 +260,9 @@ impl<S: PageStore> Core<'_, S> {
             self.move_entries(id, part, to.offset(part.start.0 - from.0));
         }
         let Some(s) = self.space(id) else { return };
+        if s.unsettled.displaced.overlapping(new).is_some() {
+            s.unsettled.newcomers.push(new);
+        }
         for part in rest {
             s.regions.remove(part);
             s.hearsay.remove(part);

@@ -163,6 +163,8 @@ pub struct Core<'m, S> {
     errands: VecDeque<Op>,
     /// Frames that a predecessor's map refers to, to be stored; the first may be in transfer.
     orphans: VecDeque<FrameId>,
+    /// Of the messages in the journal: [`Outcome::Events`].
+    gone: u64,
     orphan_ticket: Option<Ticket>,
     pageout: Vec<AddrRange>,
     graves: VecDeque<Grave>,
@@ -279,6 +281,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             install: None,
             errands: VecDeque::with_capacity(1024),
             orphans: VecDeque::with_capacity(usize::from(config.frames)),
+            gone: 0,
             orphan_ticket: None,
             pageout: Vec::with_capacity(BATCH_PAGES * 8),
             graves: VecDeque::with_capacity(GRAVES),
@@ -810,7 +813,10 @@ impl<'m, S: PageStore> Core<'m, S> {
     fn events_read(&mut self, id: SpaceId, outcome: Outcome) {
         let now = self.now;
         let count = match outcome {
-            Outcome::Events(n) => n,
+            Outcome::Events { count, gone } => {
+                self.gone = gone;
+                count
+            }
             Outcome::Gone => return self.gone(id),
             _ => 0,
         };

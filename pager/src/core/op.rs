@@ -287,8 +287,14 @@ pub enum Outcome {
     Full,
     /// Refused for a reason that no rule covers, with its errno.
     Refused(i32),
-    /// So many messages are in the journal; fewer than its slots: none waits.
-    Events(usize),
+    /// Messages are in the journal.
+    Events {
+        /// How many; fewer than its slots: none waits.
+        count: usize,
+        /// One bit for each: it says that a range was unmapped or left, and just now nothing at all was mapped
+        /// there. Cleared where that is not known.
+        gone: u64,
+    },
     /// So many subpages were read.
     Subpages(usize),
     /// Subpages of a page.

@@ -58,6 +58,8 @@ pub(crate) struct Unsettled {
     /// Places whose last occupant has left, though its message has not come yet; its entries are in the
     /// place's [`shadow`].
     pub(crate) displaced: Ranges,
+    /// What has moved to such places since.
+    pub(crate) newcomers: Vec<AddrRange>,
     /// What was unmapped, moved away from, or moved to.
     pub(crate) changed: Ranges,
     /// New places of moves.
@@ -79,11 +81,32 @@ impl Unsettled {
             && self.newborn.is_empty()
     }
 
-    /// The parts of `range` whose last occupant a message about it means.
-    pub(crate) fn take_displaced(&mut self, range: AddrRange) -> Vec<AddrRange> {
-        let parts: Vec<_> = self.displaced.within(range).collect();
+    /// Who leaves `range`, as a message says: the parts of whoever is there, and those of who was there before.
+    /// Before, unless a newcomer had only these places and nothing is there any more: the thread whose message is
+    /// overdue left them to somebody who has come and gone meanwhile.
+    pub(crate) fn leaving(
+        &mut self,
+        range: AddrRange,
+        gone: bool,
+    ) -> (Vec<AddrRange>, Vec<AddrRange>) {
+        let came = self
+            .newcomers
+            .iter()
+            .position(|n| n.intersect(range) == range);
+        if let (true, Some(i)) = (gone, came) {
+            let all = self.newcomers.swap_remove(i);
+            let ends = [(all.start, range.start), (range.end, all.end)];
+            let stay = ends.map(|(start, end)| AddrRange { start, end });
+            self.newcomers.extend(stay.iter().filter(|r| !r.is_empty()));
+            return (vec![range], Vec::new());
+        }
+        let there = self.displaced.without(range);
+        let before = self.displaced.within(range).collect();
         self.displaced.remove(range);
-        parts
+        let displaced = &self.displaced;
+        self.newcomers
+            .retain(|&n| displaced.overlapping(n).is_some());
+        (there, before)
     }
 }
 
@@ -416,5 +439,46 @@ mod tests {
             r.overlapping(AddrRange::new(0, 11)),
             Some(AddrRange::new(10, 15))
         );
+    }
+
+    /// A block was moved away, its message is overdue, and its place was lent out meanwhile.
+    fn lent() -> (Unsettled, AddrRange, AddrRange) {
+        let (block, guest) = (
+            AddrRange::new(0x10000, 0x20000),
+            AddrRange::new(0x18000, 0x20000),
+        );
+        let mut u = Unsettled::default();
+        u.displaced.add(guest);
+        u.newcomers.push(guest);
+        (u, block, guest)
+    }
+
+    #[test]
+    fn who_leaves_a_place_where_nothing_is_left_is_the_newcomer() {
+        let (mut u, block, guest) = lent();
+        assert_eq!(u.leaving(guest, true), (vec![guest], vec![]));
+        // Then it is the block's turn, whatever is there now.
+        let rest = AddrRange::new(0x10000, 0x18000);
+        assert_eq!(u.leaving(block, true), (vec![rest], vec![guest]));
+        assert_eq!(u.leaving(guest, true), (vec![guest], vec![]));
+    }
+
+    #[test]
+    fn who_leaves_a_place_where_the_newcomer_still_is_was_there_before() {
+        let (mut u, block, guest) = lent();
+        let rest = AddrRange::new(0x10000, 0x18000);
+        assert_eq!(u.leaving(block, false), (vec![rest], vec![guest]));
+        assert_eq!(u.leaving(guest, true), (vec![guest], vec![]));
+    }
+
+    #[test]
+    fn a_newcomer_leaves_in_parts() {
+        let (mut u, block, guest) = lent();
+        let parts = [(0x18000, 0x1a000), (0x1c000, 0x20000), (0x1a000, 0x1c000)];
+        for (start, end) in parts {
+            let part = AddrRange::new(start, end);
+            assert_eq!(u.leaving(part, true), (vec![part], vec![]));
+        }
+        assert_eq!(u.leaving(block, false).1, vec![guest]);
     }
 }

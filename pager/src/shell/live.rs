@@ -4,13 +4,14 @@
 //! themselves; what takes longer is passed to the control thread as an [`Errand`].
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Barrier, Mutex};
 
 use holo_proto::{AddrRange, PAGE_LEN, PageIndex, SUBPAGE_BYTES, SUBPAGE_LEN, SpaceId};
 
 use crate::core::{
-    Advice, FrameId, HEADS, Heads, Input, NEVER_RAN, Nanos, Op, Outcome, PageLook, PageSet, SPACES,
-    Source, StopReason, Words,
+    Advice, EVENT_WORDS, Event, FrameId, HEADS, Heads, Input, NEVER_RAN, Nanos, Op, Outcome,
+    PageLook, PageSet, SPACES, Source, StopReason, Words,
 };
 use crate::drive::World;
 use crate::store::api::PageBytes;
@@ -166,6 +167,34 @@ impl Target {
             ring,
             heads_seen: PageSet::new(HEADS_SEEN),
         }
+    }
+}
+
+impl Target {
+    /// Of which messages just read nothing is mapped any more in the range that they are about: `gone` of
+    /// [`Outcome::Events`]. Asked at once, before whoever waited for the reading can have come far.
+    fn gone(&self, journal: Words<'_>, count: usize) -> u64 {
+        let Some(parts) = &self.parts else { return 0 };
+        let is_hole = |range: AddrRange| match parts.maps.find(range.start) {
+            Ok(Some(next)) => next.range.start >= range.end,
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        let messages = journal.chunks_exact(EVENT_WORDS).take(count);
+        messages.enumerate().fold(0, |gone, (i, words)| {
+            let words = [0, 1, 2, 3].map(|k| words[k].load(Ordering::Acquire));
+            let left = match Event::decode(words) {
+                Some(Event::Unmap(range)) => range,
+                Some(Event::Remap { from, len, .. }) => AddrRange {
+                    start: from,
+                    end: from.offset(len),
+                },
+                Some(Event::Fault { .. } | Event::Fork { .. } | Event::Remove(_)) | None => {
+                    return gone;
+                }
+            };
+            gone | u64::from(is_hole(left)) << i
+        })
     }
 }
 
@@ -451,8 +480,12 @@ impl Live {
         Some(match *op {
             Op::ReadEvents { space } => {
                 let journal = self.journal;
-                match self.target(space)?.uffd.read_events(journal) {
-                    Ok(n) => Outcome::Events(n),
+                let target = self.target(space)?;
+                match target.uffd.read_events(journal) {
+                    Ok(count) => Outcome::Events {
+                        count,
+                        gone: target.gone(journal, count),
+                    },
                     Err(e) => answer(Err(e)),
                 }
             }
@@ -603,7 +636,7 @@ impl World for Live {
 
     fn perform(&mut self, op: &Op, pageout: &[AddrRange]) -> Outcome {
         self.try_perform(op, pageout).unwrap_or(match op {
-            Op::ReadEvents { .. } => Outcome::Events(0),
+            Op::ReadEvents { .. } => Outcome::Events { count: 0, gone: 0 },
             // Whatever it was, there is nothing to do it to.
             _ => Outcome::Refused(libc::ENODEV),
         })

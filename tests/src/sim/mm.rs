@@ -28,6 +28,8 @@ pub(crate) struct Vma {
     pub(crate) wipe_on_fork: bool,
     pub(crate) dont_fork: bool,
     pub(crate) uffd: Option<UffdId>,
+    /// It came by a move, so that all that happens to it was told of.
+    pub(crate) moved: bool,
 }
 
 impl Vma {
@@ -141,6 +143,7 @@ impl Mm {
         while i + 1 < self.vmas.len() {
             if self.vmas[i].joins(&self.vmas[i + 1]) {
                 self.vmas[i].end = self.vmas[i + 1].end;
+                self.vmas[i].moved = false;
                 self.vmas.remove(i + 1);
             } else {
                 i += 1;

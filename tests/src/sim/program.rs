@@ -47,6 +47,7 @@ impl Kernel {
             wipe_on_fork: self.rng.percent(10),
             dont_fork: self.rng.percent(10),
             uffd: None,
+            moved: false,
         }
     }
 
@@ -130,6 +131,31 @@ impl Kernel {
                 .threads
                 .iter()
                 .any(|t| t.alive && t.mm == mm && unheard(t))
+    }
+
+    /// Whoever was there before has left, and the messages that say so are on the way. What has come since may
+    /// leave as well before they are read. One thing nobody could tell (a stated limit): whose message one is that
+    /// names no more than the newcomer had.
+    fn is_newcomers(&self, mm: MmId, start: u64, end: u64) -> bool {
+        let limited = self.knobs.deaths > 0 || self.mms[mm].forked;
+        let Some(vma) = self.mms[mm].vma(start).filter(|m| m.moved && end <= m.end) else {
+            return false;
+        };
+        let names = |t: &super::thread::Thread| match &t.task {
+            Task::Tell { named, .. } => Some(*named),
+            _ => None,
+        };
+        let mut telling = self
+            .threads
+            .iter()
+            .filter(|t| t.alive && t.mm == mm)
+            .filter_map(names);
+        !limited
+            && !self.ideals[mm].drops_in(start, end)
+            && telling.all(|[(s, e), (to, to_end)]| {
+                let before = s <= vma.start && e >= vma.end && (s, e) != (vma.start, vma.end);
+                (before || s >= vma.end || e <= vma.start) && (to >= vma.end || to_end <= vma.start)
+            })
     }
 
     /// The next thing that thread `t` does.
@@ -222,7 +248,8 @@ impl Kernel {
         match act {
             Act::Unmap => {
                 let (start, end) = self.range(mm)?;
-                own(self, start, end).then_some(Change::Unmap { start, end })
+                (own(self, start, end) || self.is_newcomers(mm, start, end))
+                    .then_some(Change::Unmap { start, end })
             }
             Act::Map => {
                 let over = self.rng.percent(20);
@@ -295,7 +322,7 @@ impl Kernel {
                 (apart
                     && inside
                     && (calm || self.knobs.wild)
-                    && own(self, from, from + len)
+                    && (own(self, from, from + len) || self.is_newcomers(mm, from, end))
                     && free(self, from, from + widest)
                     && there)
                     .then_some(Change::Move {

@@ -487,11 +487,15 @@ impl Kernel {
                 if let Some(u) = self.unmap_range(mm, from + new_len, from + len) {
                     told.push((u, Event::Unmap(addresses(from + new_len, from + len))));
                 }
-            } else if vma.end == from + len && self.mms[mm].is_hole(from + len, from + new_len) {
+            } else if new_len > len
+                && vma.end == from + len
+                && self.mms[mm].is_hole(from + len, from + new_len)
+            {
                 // Grows in place, without a message.
                 self.mms[mm].insert_vma(Vma {
                     start: from + len,
                     end: from + new_len,
+                    moved: false,
                     ..vma
                 });
             }
@@ -510,6 +514,7 @@ impl Kernel {
         self.mms[mm].insert_vma(Vma {
             start: to,
             end: to + new_len,
+            moved: new_len <= len,
             ..vma
         });
         if let Some(u) = vma.uffd {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use holo_pager::core::{
-    FrameId, HEADS, Heads, Input, NEVER_RAN, Nanos, Op, Outcome, PageLook, Source, Words,
+    Event, FrameId, HEADS, Heads, Input, NEVER_RAN, Nanos, Op, Outcome, PageLook, Source, Words,
 };
 use holo_pager::drive::World;
 use holo_pager::store::api::PageBytes;
@@ -383,7 +383,25 @@ impl<'m> Sim<'m> {
                 self.kernel.step();
             }
         }
-        Outcome::Events(n)
+        let gone = (0..n).filter(|&i| self.is_gone(uffd, i));
+        Outcome::Events {
+            count: n,
+            gone: gone.fold(0, |gone, i| gone | 1 << i),
+        }
+    }
+
+    /// Nothing is mapped now where message `i` says that something has left.
+    fn is_gone(&self, uffd: UffdId, i: usize) -> bool {
+        let words = [0, 1, 2, 3].map(|k| self.journal[i * 4 + k].load(Ordering::Acquire));
+        let left = match Event::decode(words) {
+            Some(Event::Unmap(range)) => range,
+            Some(Event::Remap { from, len, .. }) => AddrRange::new(from.0, from.0 + len),
+            Some(Event::Fault { .. } | Event::Fork { .. } | Event::Remove(_)) | None => {
+                return false;
+            }
+        };
+        let (start, end) = subpages(left);
+        self.kernel.mms[self.kernel.uffds[uffd].mm].is_hole(start, end)
     }
 
     fn read(&mut self, mm: MmId, at: u64, n: usize, frame: FrameId, first: usize) -> Outcome {
