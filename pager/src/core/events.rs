@@ -458,7 +458,7 @@ impl<S: PageStore> Core<'_, S> {
                 .map_or_else(Ranges::new, |s| s.since_fork(id, range))
                 .iter()
             {
-                self.forget_range(child, r);
+                self.forget_bytes(child, r);
             }
         }
     }
