@@ -89,7 +89,7 @@ pub(crate) struct Restore {
     /// The ring had no room: nothing more before a request ends.
     full: bool,
     direct: Option<Direct>,
-    /// Pages of which a request found holes in its range: asked for subpage by subpage.
+    /// Pages that no request can be about as a whole: asked for subpage by subpage.
     holed: VecDeque<PageIndex>,
     step: Step,
 }
@@ -140,8 +140,9 @@ impl Restore {
         });
     }
 
-    /// A request found holes in `range`: one subpage at a time, and if it was one, is anything there at all?
-    fn holes(&mut self, range: AddrRange) {
+    /// A request found holes in `range`, or parts that may not be written: one subpage at a time, and if it was
+    /// one, is anything there at all?
+    fn apart(&mut self, range: AddrRange) {
         if range.len() > SUBPAGE_BYTES {
             if self.holed.len() == HOLED {
                 self.holed.pop_front();
@@ -460,10 +461,10 @@ impl<S: PageStore> Core<'_, S> {
         } else if result < 0 {
             let f = s.restore.flights.swap_remove(i);
             // One at a time: whatever else failed is found again from the start of the range.
-            if NOT_WRITABLE.contains(&result) {
+            if f.range.len() == SUBPAGE_BYTES && NOT_WRITABLE.contains(&result) {
                 s.restore.go_direct(f.range);
             } else {
-                s.restore.holes(f.range);
+                s.restore.apart(f.range);
             }
         } else {
             s.restore.flights[i].ended = true;

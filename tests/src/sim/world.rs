@@ -684,7 +684,7 @@ impl<'m> Sim<'m> {
             Op::Redirty { at, .. } => {
                 // Two calls: what the process writes in between is undone.
                 let read = self.kernel.content(mm, at.0);
-                for _ in 0..self.kernel.rng.below(12) {
+                if self.kernel.rng.one_in(3) {
                     self.kernel.step();
                 }
                 let served = self.kernel.mms[mm]
