@@ -296,6 +296,11 @@ impl Batch {
         }
     }
 
+    /// Nobody else may lift the protection of this page.
+    pub(crate) fn protects(&self, page: PageIndex) -> bool {
+        self.in_window() && self.pages.iter().any(|p| p.page == page && !p.open)
+    }
+
     fn in_window(&self) -> bool {
         matches!(
             self.phase,

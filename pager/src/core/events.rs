@@ -627,9 +627,15 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     /// Finds out whether a fork's child has a subpage: lifting a protection there succeeds only where a
-    /// mapping is registered, and a new mapping of the child's own is not.
+    /// mapping is registered, and a new mapping of the child's own is not. Not while a batch of the child's own
+    /// needs the protection there.
     pub(super) fn step_suspects(&mut self, id: SpaceId) -> Option<Op> {
-        let at = self.space_ref(id)?.suspects.last()?.witness.start();
+        let s = self.space_ref(id)?;
+        let witness = s.suspects.last()?.witness;
+        if s.batch.as_ref().is_some_and(|b| b.protects(witness.page())) {
+            return None;
+        }
+        let at = witness.start();
         let end = at.offset(SUBPAGE_BYTES);
         let range = AddrRange { start: at, end };
         Some(Op::Unprotect { space: id, range })
