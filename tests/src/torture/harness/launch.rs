@@ -442,11 +442,17 @@ impl Running {
             thread::sleep(LOOK_EVERY);
         }
         let until = Instant::now() + LEFTOVER_GRACE;
-        while let Some(left) = self.family.members().into_iter().next() {
-            if Instant::now() >= until {
-                dump::threads(&mut self.family, "left over");
-                self.kill_all();
-                bail!("left process {} ({}) behind", left.id.pid, left.comm);
+        // One that is just between two images shows no mark: nobody is there if two looks say so.
+        let mut empty_looks = 0;
+        while empty_looks < 2 {
+            match self.family.members().into_iter().next() {
+                Some(left) if Instant::now() >= until => {
+                    dump::threads(&mut self.family, "left over");
+                    self.kill_all();
+                    bail!("left process {} ({}) behind", left.id.pid, left.comm);
+                }
+                Some(_) => empty_looks = 0,
+                None => empty_looks += 1,
             }
             thread::sleep(LOOK_EVERY);
         }
