@@ -70,6 +70,19 @@ impl Event {
         })
     }
 
+    /// The range that it says was unmapped, or moved away from.
+    #[must_use]
+    pub fn left(self) -> Option<AddrRange> {
+        match self {
+            Self::Unmap(range) => Some(range),
+            Self::Remap { from, len, .. } => Some(AddrRange {
+                start: from,
+                end: from.offset(len),
+            }),
+            Self::Fault { .. } | Self::Fork { .. } | Self::Remove(_) => None,
+        }
+    }
+
     /// Encodes a message as the kernel would (for simulations).
     #[must_use]
     pub fn encode(self) -> [u64; EVENT_WORDS] {

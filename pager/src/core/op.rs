@@ -341,7 +341,8 @@ pub struct Heads {
 /// The result of a ring request that the kernel never began (`-ECANCELED`).
 pub const NEVER_RAN: i32 = -125;
 
-/// The result of a ring request that found parts of its range unmapped, and did the rest (`-ENOMEM`).
+/// The result of a ring request that found parts of its range unmapped, and did the rest (`-ENOMEM`). Also of one
+/// whose mapping went away between its message and its act: that one stopped there.
 pub const HOLES: i32 = -12;
 
 /// The results of a populate where the process may not write (`-EINVAL`; `-EFAULT` where a fault is refused).

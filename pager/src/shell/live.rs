@@ -168,9 +168,7 @@ impl Target {
             heads_seen: PageSet::new(HEADS_SEEN),
         }
     }
-}
 
-impl Target {
     /// Of which messages just read nothing is mapped any more in the range that they are about: `gone` of
     /// [`Outcome::Events`]. Asked at once, before whoever waited for the reading can have come far.
     fn gone(&self, journal: Words<'_>, count: usize) -> u64 {
@@ -183,17 +181,8 @@ impl Target {
         let messages = journal.chunks_exact(EVENT_WORDS).take(count);
         messages.enumerate().fold(0, |gone, (i, words)| {
             let words = [0, 1, 2, 3].map(|k| words[k].load(Ordering::Acquire));
-            let left = match Event::decode(words) {
-                Some(Event::Unmap(range)) => range,
-                Some(Event::Remap { from, len, .. }) => AddrRange {
-                    start: from,
-                    end: from.offset(len),
-                },
-                Some(Event::Fault { .. } | Event::Fork { .. } | Event::Remove(_)) | None => {
-                    return gone;
-                }
-            };
-            gone | u64::from(is_hole(left)) << i
+            let left = Event::decode(words).and_then(Event::left);
+            gone | u64::from(left.is_some_and(is_hole)) << i
         })
     }
 }

@@ -393,12 +393,8 @@ impl<'m> Sim<'m> {
     /// Nothing is mapped now where message `i` says that something has left.
     fn is_gone(&self, uffd: UffdId, i: usize) -> bool {
         let words = [0, 1, 2, 3].map(|k| self.journal[i * 4 + k].load(Ordering::Acquire));
-        let left = match Event::decode(words) {
-            Some(Event::Unmap(range)) => range,
-            Some(Event::Remap { from, len, .. }) => AddrRange::new(from.0, from.0 + len),
-            Some(Event::Fault { .. } | Event::Fork { .. } | Event::Remove(_)) | None => {
-                return false;
-            }
+        let Some(left) = Event::decode(words).and_then(Event::left) else {
+            return false;
         };
         let (start, end) = subpages(left);
         self.kernel.mms[self.kernel.uffds[uffd].mm].is_hole(start, end)
