@@ -2,7 +2,8 @@
 //
 // The kernel clears a thread's id at its exit without waiting for anybody: on a page that is gone or
 // protected it gives up silently, and pthread_join hangs for ever. Stacks that the program cuts out of
-// its own heap lie in memory that looks like data until a thread runs there.
+// its own heap lie in memory that looks like data until a thread runs there; and what is unmapped and
+// mapped again at the same place may hold stacks at the very addresses that held some before.
 #include "torture.h"
 
 #define TOTAL 100000
@@ -58,13 +59,18 @@ static void *small_stacks(void *argument) {
 }
 
 // Every second slot of one malloc'd block is a stack in turn, the ones between hold data. From time to
-// time the block is freed and another is made, so that plain data turns into stacks again and again.
+// time the block is freed and another is made, in turn by malloc and by mmap, so that plain data turns
+// into stacks again and again.
 static void *stacks_in_the_heap(void *argument) {
     uint64_t state = mix(the_seed + 3);
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
+    bool mapped = false;
     for (size_t done = 0; done < (size_t)argument;) {
-        char *block = aligned_alloc(PAGE, SLOTS * SLOT_BYTES);
+        mapped = !mapped;
+        char *block = mapped ? MUST(mmap(NULL, SLOTS * SLOT_BYTES, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
+                             : aligned_alloc(PAGE, SLOTS * SLOT_BYTES);
         if (!block) fail("no memory for stacks");
         uint64_t generation = draw(&state);
         for (size_t p = 0; p < SLOTS * SLOT_BYTES / PAGE; p++)
@@ -80,7 +86,10 @@ static void *stacks_in_the_heap(void *argument) {
         for (size_t p = 0; p < SLOTS * slot_pages; p++)
             if (p / slot_pages % 2 == 1)
                 check_page(block + p * PAGE, tag_of(p, generation), "data between stacks");
-        free(block);
+        if (mapped)
+            MUST(munmap(block, SLOTS * SLOT_BYTES));
+        else
+            free(block);
     }
     return NULL;
 }

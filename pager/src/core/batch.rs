@@ -1,10 +1,12 @@
 //! Eviction, a batch of pages at a time.
 //!
 //! ```text
-//! Threads -> Select -> Protect -> Read -> Queue -> Wait -> Reread -> Unprotect -> Repair -> Put -> Pageout -> Look
+//! Select -> Threads -> Protect -> Read -> Queue -> Wait -> Reread -> Unprotect -> Repair -> Put -> Pageout -> Look
 //!                      |<------------- a write to these pages waits ----------->|
 //! ```
 //!
+//! - *Threads* comes right before *Protect*, and again if the process has done something meanwhile: what the kernel
+//!   writes when a thread ends must be neither gone nor protected, and a new thread may live for some 50 us only.
 //! - *Read* stages the bytes in the map before *Queue* lets the kernel drop anything: from then on a
 //!   missing fault has its answer, also from a successor.
 //! - *Reread* reads once more after `MADV_FREE`: a device may have written (and marked the page dirty)
@@ -40,13 +42,15 @@ const FRUITLESS: u32 = 1;
 const SWEEP_NS: u64 = 10_000_000;
 /// Rest after a batch that freed nothing, nanoseconds; doubled while fruitless.
 const REST_NS: u64 = 2_000_000;
+/// So long a list of the threads is good: less than a thread needs to begin, run and end.
+const THREADS_NS: u64 = 30_000;
 /// Around an address that the kernel writes with faults forbidden: the rest of the thread's control block.
 const CONTROL_BLOCK_BYTES: u64 = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Threads,
     Select,
+    Threads,
     Protect,
     Pins,
     Read,
@@ -139,6 +143,8 @@ pub(crate) struct Batch {
     at: usize,
     sub: usize,
     single_steps: bool,
+    /// When the threads were listed, unless the process has said something since.
+    listed: Option<Nanos>,
     spare: Option<FrameId>,
     reread: SubpageMask,
     repair: Repair,
@@ -153,12 +159,13 @@ pub(crate) struct Batch {
 impl Batch {
     fn new(now: Nanos) -> Self {
         Self {
-            phase: Phase::Threads,
+            phase: Phase::Select,
             step: Step::None,
             pages: Vec::with_capacity(BATCH_PAGES),
             at: 0,
             sub: 0,
             single_steps: false,
+            listed: None,
             spare: None,
             reread: SubpageMask::NONE,
             repair: Repair::default(),
@@ -237,6 +244,11 @@ impl Batch {
         }
     }
 
+    /// The process has said something, so it may have made threads.
+    pub(crate) fn list_again(&mut self) {
+        self.listed = None;
+    }
+
     /// The pages in `range` are no longer where they were.
     pub(crate) fn lose(&mut self, range: AddrRange) {
         for p in &mut self.pages {
@@ -304,7 +316,8 @@ impl Batch {
     fn in_window(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Protect
+            Phase::Threads
+                | Phase::Protect
                 | Phase::Pins
                 | Phase::Read
                 | Phase::Queue
@@ -468,11 +481,12 @@ impl<S: PageStore> Core<'_, S> {
     fn advance(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
         loop {
             let op = match b.phase {
+                Phase::Select => self.select(id, b),
                 Phase::Threads => {
                     b.step = Step::Heads;
-                    return Some(Op::Threads { space: id });
+                    let anew = std::mem::take(&mut self.space(id)?.heads_forgotten);
+                    return Some(Op::Threads { space: id, anew });
                 }
-                Phase::Select => self.select(id, b),
                 Phase::Protect => self.protect(id, b),
                 Phase::Pins => self.pins(id, b),
                 Phase::Read => self.read(id, b),
@@ -645,14 +659,27 @@ impl<S: PageStore> Core<'_, S> {
             );
             self.never(id, near);
         }
-        if !heads.more {
-            b.goto(Phase::Select);
+        if heads.more {
+            return;
         }
+        if let Some(s) = self.space_ref(id) {
+            let taken = |p: &&mut BatchPage| s.never.overlapping(p.page.range()).is_some();
+            b.pages
+                .iter_mut()
+                .filter(taken)
+                .for_each(|p| p.mask = SubpageMask::NONE);
+        }
+        b.listed = Some(self.now);
+        b.phase = Phase::Protect;
     }
 
     // --- the protected window -------------------------------------------------------------------
 
     fn protect(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        if b.listed.is_none_or(|at| self.now >= at.after(THREADS_NS)) {
+            b.phase = Phase::Threads; // and back, to the same page
+            return None;
+        }
         while let Some(p) = b.pages.get_mut(b.at) {
             // What an install in progress brings would not be protected.
             let installing = self.install.as_ref().map(|i| (i.fault.space, i.page));
@@ -1369,7 +1396,9 @@ impl<S: PageStore> Core<'_, S> {
                 if let Outcome::Heads(heads) = outcome {
                     self.heads_known(id, b, &heads);
                 } else {
-                    b.goto(Phase::Look); // threads unknown: evict nothing
+                    // Threads unknown: evict nothing.
+                    b.pages.iter_mut().for_each(|p| p.mask = SubpageMask::NONE);
+                    b.goto(Phase::Pins);
                 }
             }
             Step::Sweep(range) => self.swept(id, range, outcome),

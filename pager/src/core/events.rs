@@ -37,6 +37,11 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     fn apply(&mut self, id: SpaceId, event: Event, seq: u32, gone: bool) {
+        if let Some(b) = self.space(id).and_then(|s| s.batch.as_mut()) {
+            if !matches!(event, Event::Fault { .. }) {
+                b.list_again();
+            }
+        }
         match event {
             Event::Fault {
                 at, write, protect, ..
@@ -150,7 +155,7 @@ impl<S: PageStore> Core<'_, S> {
                 s.unsettled.changed.add(part);
                 s.regions.remove(part);
                 s.hearsay.remove(part);
-                s.never.remove(part);
+                s.forget_never(part);
                 s.restore.disturb(part);
                 if let Some(b) = s.batch.as_mut() {
                     b.lose(part);
@@ -266,7 +271,7 @@ impl<S: PageStore> Core<'_, S> {
         for part in rest {
             s.regions.remove(part);
             s.hearsay.remove(part);
-            s.never.remove(part);
+            s.forget_never(part);
         }
         s.hearsay.remove(new);
         s.unsettled.changed.add(old);

@@ -181,10 +181,12 @@ pub enum Op {
         /// Whole subpages.
         range: AddrRange,
     },
-    /// Lists robust-list heads of threads not seen before. Answer: [`Outcome::Heads`].
+    /// Lists robust-list heads of threads that were not listed before. Answer: [`Outcome::Heads`].
     Threads {
         /// Whose.
         space: SpaceId,
+        /// Those that were listed before as well: what was known of some is forgotten.
+        anew: bool,
     },
     /// How much of the address space is pinned for long (`VmPin` in `/proc/PID/status`)?
     Pins {

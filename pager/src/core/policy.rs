@@ -186,6 +186,12 @@ impl PageSet {
     pub fn is_full(&self) -> bool {
         self.len >= self.most
     }
+
+    /// Removes all.
+    pub fn clear(&mut self) {
+        self.table.fill(0);
+        self.len = 0;
+    }
 }
 
 #[cfg(test)]

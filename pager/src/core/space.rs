@@ -155,6 +155,8 @@ pub(crate) struct Space {
     /// Of the regions, those that we were told of, perhaps after the message that they are gone.
     pub(crate) hearsay: Ranges,
     pub(crate) never: Ranges,
+    /// Some of `never` is not any more: should threads come to the same places again, they are to be told.
+    pub(crate) heads_forgotten: bool,
     /// Mappings to register, in order.
     pub(crate) adopt: VecDeque<AddrRange>,
     /// Events wait, or may wait: read before deciding anything.
@@ -205,6 +207,7 @@ impl Space {
             regions: Ranges::new(),
             hearsay: Ranges::new(),
             never: Ranges::new(),
+            heads_forgotten: false,
             adopt: VecDeque::with_capacity(4096),
             drain: true,
             retry_at: None,
@@ -227,6 +230,12 @@ impl Space {
             fruitless: 0,
             rest_until: Nanos(0),
         }
+    }
+
+    /// What is in `range` now may be paged, whatever was there.
+    pub(crate) fn forget_never(&mut self, range: AddrRange) {
+        self.heads_forgotten |= self.never.overlapping(range).is_some();
+        self.never.remove(range);
     }
 
     /// A message is about `range`, where something was registered that is not believed yet: which came first is

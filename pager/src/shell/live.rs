@@ -425,7 +425,7 @@ impl Live {
         Some(Outcome::Found(None))
     }
 
-    fn heads(&mut self, space: SpaceId) -> Option<Outcome> {
+    fn heads(&mut self, space: SpaceId, anew: bool) -> Option<Outcome> {
         let target = self.target(space)?;
         let mut heads = Heads {
             at: [holo_proto::Addr(0); HEADS],
@@ -433,6 +433,10 @@ impl Live {
             more: false,
         };
         let (parts, seen) = (target.parts.as_mut()?, &mut target.heads_seen);
+        // Stacks that are mapped ever elsewhere fill it in the end.
+        if anew || seen.is_full() {
+            seen.clear();
+        }
         let listed = parts.tasks.for_each(|tid| {
             if heads.len == HEADS {
                 heads.more = true;
@@ -546,7 +550,7 @@ impl Live {
                 }
             }
             Op::FindPresent { space, range } => return self.find_present(space, range),
-            Op::Threads { space } => return self.heads(space),
+            Op::Threads { space, anew } => return self.heads(space, anew),
             Op::Pins { space } => {
                 let pins = &self.target(space)?.parts.as_ref()?.pins;
                 let Ok(bytes) = pins.bytes() else {

@@ -665,8 +665,11 @@ impl<'m> Sim<'m> {
             }
             Op::Look { page, .. } => self.look(mm, page),
             Op::FindPresent { range, .. } => self.find_present(mm, range),
-            Op::Threads { .. } => {
+            Op::Threads { anew, .. } => {
                 self.kernel.window_over(mm);
+                if anew {
+                    self.heads_told.retain(|&(s, _)| s != space);
+                }
                 self.heads(space, mm)
             }
             Op::Pins { .. } => {
@@ -719,7 +722,7 @@ fn space_of(op: &Op) -> Option<SpaceId> {
         | Op::FindPresent { space, .. }
         | Op::Register { space, .. }
         | Op::Unregister { space, .. }
-        | Op::Threads { space }
+        | Op::Threads { space, .. }
         | Op::Pins { space }
         | Op::Redirty { space, .. }
         | Op::NeedRing { space }
