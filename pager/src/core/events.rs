@@ -128,6 +128,7 @@ impl<S: PageStore> Core<'_, S> {
 
     /// A range was unmapped, as far as the message is about what is there now.
     fn unmapped(&mut self, id: SpaceId, range: AddrRange, gone: bool) {
+        self.witnessed(id, range);
         let Some(s) = self.space(id) else { return };
         if let Some(youth) = s.youth.as_mut() {
             youth.own.add(range);
@@ -210,6 +211,7 @@ impl<S: PageStore> Core<'_, S> {
             start: to,
             end: to.offset(len),
         };
+        self.witnessed(id, old);
         let Some(s) = self.space(id) else { return };
         s.adopt_again(old);
         s.adopt_again(new);
@@ -629,6 +631,20 @@ impl<S: PageStore> Core<'_, S> {
         };
         let unsettled = !self.space_ref(id)?.unsettled.is_empty();
         unsettled.then_some(Op::Unprotect { space: id, range })
+    }
+
+    /// A message about `range`: something of ours was there. Whatever was to be found out by that is known.
+    fn witnessed(&mut self, id: SpaceId, range: AddrRange) {
+        let Some(s) = self.space(id) else { return };
+        let known: Vec<_> = s
+            .suspects
+            .extract_if(.., |x| {
+                x.witness != x.at && range.contains(x.witness.start())
+            })
+            .collect();
+        for x in known.iter().filter(|x| !x.if_there) {
+            self.set_entry(id, x.at, Entry::Nothing);
+        }
     }
 
     /// Finds out whether a fork's child has a subpage: lifting a protection there succeeds only where a

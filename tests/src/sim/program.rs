@@ -314,10 +314,13 @@ impl Kernel {
                 };
                 // A stated limit: no message tells how far a mapping grows, so one that grows over what was
                 // just unmapped looks like what was there.
-                let quiet = self.mms[mm]
-                    .uffd
-                    .is_none_or(|u| self.uffds[u].changing == 0)
-                    && self.now_ns >= self.mms[mm].changed_ns + CALM_NS;
+                // A fork's child has what its relatives had there, or not.
+                let is_quiet = |m: &super::mm::Mm| {
+                    m.uffd.is_none_or(|u| self.uffds[u].changing == 0)
+                        && self.now_ns >= m.changed_ns + CALM_NS
+                };
+                let quiet = is_quiet(&self.mms[mm])
+                    && (!self.mms[mm].forked || self.mms.iter().all(is_quiet));
                 let calm = new_len <= len || quiet;
                 (apart
                     && inside
