@@ -40,10 +40,21 @@ static void write_page(struct pair *p, size_t block, size_t page) {
 
 static void check_block_page(struct pair *p, size_t block, size_t page, const char *when) {
     uint64_t *words = (uint64_t *)(p->where[block] + page * PAGE);
-    for (size_t k = 0; k < WORDS - 1; k++)
-        if (words[k] != want_word(p, block, page, k))
-            fail("%s: block %zu page %zu at %p word %zu is %#lx, want %#lx", when, block, page,
-                 (void *)words, k, words[k], want_word(p, block, page, k));
+    size_t wrong = 0, zeros = 0, first = 0, last = 0;
+    uint64_t seen = 0;
+    for (size_t k = 0; k < WORDS - 1; k++) {
+        uint64_t got = words[k];
+        if (got == want_word(p, block, page, k)) continue;
+        if (wrong++ == 0) first = k, seen = got;
+        last = k;
+        zeros += got == 0;
+    }
+    if (wrong)
+        fail("%s: block %zu page %zu at %p, content %lu: %zu words are wrong, %zu of them zero, from word %zu "
+             "(%#lx, now %#lx, want %#lx) to word %zu (%#lx, want %#lx)",
+             when, block, page, (void *)words, p->generation[block * BLOCK + page], wrong, zeros, first,
+             seen, words[first], want_word(p, block, page, first), last, words[last],
+             want_word(p, block, page, last));
     if (words[WORDS - 1] != p->touched[block * BLOCK + page])
         fail("%s: block %zu page %zu at %p: touched %lu times, want %lu", when, block, page,
              (void *)words, words[WORDS - 1], p->touched[block * BLOCK + page]);
