@@ -623,6 +623,13 @@ impl Watch {
     /// Goes on with what a predecessor died over: takes and detaches.
     pub(crate) fn finish_what_was_begun(&mut self) {
         let detaching = self.control.get(Scalar::Detaching) != 0;
+        // Watched, but too small to be taken as yet: no record tells of it.
+        if self.control.get(Scalar::Started) != 0
+            && self.control.get(Scalar::RootGone) == 0
+            && !detaching
+        {
+            self.add_member(self.control.pid(Scalar::RootPid));
+        }
         let all: Vec<Record> = self.held_for_nobody().collect();
         for r in all {
             let same = procfs::image(r.pid).is_ok_and(|image| image == r.image);

@@ -49,17 +49,48 @@ const DOUBLE: Moments = Moments {
     rest_every: 2,
 };
 
-/// The three cases.
+/// Waits for a line, then becomes the command.
+const WHEN_TOLD: [&str; 3] = ["/bin/sh", "-c", "echo @small; read go; exec \"$0\" \"$@\""];
+
+/// The four cases.
 pub fn cases(folder: &Path) -> Vec<Case> {
     let case = |name: &str, what: &'static [&'static str], moments| {
         let folder = folder.to_owned();
         Case::new(name, move |run| killed(run, &folder, what, moments))
     };
+    let of_its_own = folder.to_owned();
     vec![
+        Case::new("kills.small", move |run| {
+            killed_while_small(run, &of_its_own)
+        }),
         case("kills.random", EVERYTHING, RANDOM),
         case("kills.storm", &["storm"], STORM),
         case("kills.double", EVERYTHING, DOUBLE),
     ]
+}
+
+/// The pager dies while the command is too small to be taken, which no record tells of: its successor has to
+/// find the command, and page it when it has grown.
+fn killed_while_small(run: &Run<'_>, folder: &Path) -> Result<()> {
+    let token = load::new_token();
+    let mut plan = load::plan(run, folder, &[], &token, DEADLINE)?;
+    plan.command.splice(0..0, WHEN_TOLD.map(Into::into));
+    let mut running = plan.start(run)?;
+    running.wait_for("@small")?;
+    if run.binaries.is_some() {
+        let tree = Tree::find(&mut running, &token)?;
+        let pager = tree.next_pager(&mut running, None)?;
+        pager.signal(libc::SIGKILL);
+        tree.next_pager(&mut running, Some(pager))?;
+    }
+    running.say("go")?;
+    running.wait_for("@ready")?;
+    running.goes_on_for(Duration::from_secs(1))?;
+    let Some(report) = running.finish()?.report else {
+        return Ok(());
+    };
+    ensure!(report.takeovers == 1, "{} take-overs", report.takeovers);
+    Ok(())
 }
 
 fn killed(run: &Run<'_>, folder: &Path, what: &[&str], moments: Moments) -> Result<()> {
