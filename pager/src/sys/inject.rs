@@ -52,6 +52,10 @@ const CALL_TRIES: usize = 10;
 const FIRST_RESTART_CODE: i32 = 512;
 /// Bytes of scratch memory are mapped in such units.
 const SCRATCH_UNIT: u64 = 4096;
+/// Scratch memory goes where no mapping comes by itself: far above programs and their heaps (from 0x5555_5555_4000
+/// on), far below what the kernel places from the top (0x7fff_ffff_ffff) downwards. A place for each thread id.
+const SCRATCH_FROM: u64 = 0x5a00_0000_0000;
+const SCRATCH_EACH: u64 = 1 << 21;
 
 /// Why an injection ended without a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -364,13 +368,23 @@ impl Stopped {
 
     /// Maps memory for arguments in the process, shared so that it never melts into a mapping of its own.
     /// Unmapped at the release. Once only.
+    ///
+    /// Not where the kernel would put it: that may be a hole that another thread has made for a moment, to fill it
+    /// again with `MAP_FIXED`, and then what is written here is written into its memory.
     pub(super) fn map_scratch(&mut self, bytes: u64) -> Result<Result<Addr, Errno>, Lost> {
         let bytes = bytes.next_multiple_of(SCRATCH_UNIT);
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         let nowhere = u64::MAX;
-        let arguments = [0, bytes, bits(prot), bits(flags), nowhere, 0];
-        let mapped = self.call(libc::SYS_mmap, &arguments)?.map(Addr);
+        let place = SCRATCH_FROM + u64::from(self.tid.unsigned_abs()) * SCRATCH_EACH;
+        let apart = flags | libc::MAP_FIXED_NOREPLACE;
+        let arguments = [place, bytes, bits(prot), bits(apart), nowhere, 0];
+        let mut mapped = self.call(libc::SYS_mmap, &arguments)?;
+        if mapped == Err(libc::EEXIST) {
+            let arguments = [0, bytes, bits(prot), bits(flags), nowhere, 0];
+            mapped = self.call(libc::SYS_mmap, &arguments)?;
+        }
+        let mapped = mapped.map(Addr);
         if let Ok(at) = mapped {
             self.scratch = Some((at, bytes));
         }

@@ -101,6 +101,22 @@ static void fpu(void) {
                    : "+r"(spins), "=&r"(flags) : "r"(x), "r"(y) : "xmm0", "xmm1", "xmm14", "xmm15", "memory", "cc");
   if (memcmp(x, y, sizeof x) || !(flags & 0x400) || st != 1.5L) bad("registers changed");
 }
+static void spin(double us) {
+  for (double until = now() + us; now() < until;) {}
+}
+static void hole(void) {
+  static char *area;
+  const size_t page = 4096;
+  if (!area) area = mmap(0, 3 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  char *middle = area + page;
+  munmap(middle, page);
+  spin(30);
+  if (mmap(middle, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != middle) bad("mmap %d", errno);
+  memset(middle, 0x5a, page);
+  spin(100);
+  for (size_t i = 0; i < page; i++)
+    if (middle[i] != 0x5a) { bad("byte %ld of the middle is %#x", (long)i, middle[i] & 0xff); break; }
+}
 static void once(void) {
   const char *k = me->kind;
   struct mark m = begin();
@@ -190,6 +206,10 @@ static void once(void) {
     if (r < 0 && !(errno == EINTR && any(m))) bad("errno %d", errno);
   } else if (!strcmp(k, "fpu")) {
     fpu();
+  } else if (!strcmp(k, "hole")) {
+    // Leaves a hole for a moment, as who takes memory apart and puts it together does, and fills it again. A
+    // mapping that the kernel puts there meanwhile for somebody else is overwritten.
+    hole();
   } else if (!strcmp(k, "getpid")) {
     for (int i = 0; i < 1000; i++)
       if (syscall(SYS_getpid) != getpid()) bad("getpid");

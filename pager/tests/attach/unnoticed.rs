@@ -349,6 +349,16 @@ fn a_ring_works_and_is_no_thread_of_the_program() {
     assert!(success);
 }
 
+#[test]
+fn a_hole_that_the_program_fills_again_is_left_alone() {
+    let target = Target::busy(&["futex_timeout", "hole"]);
+    for _ in 0..300 {
+        make_ring(target.pid, 8).unwrap();
+    }
+    let (lines, success) = target.finish();
+    assert!(success, "{lines:?}");
+}
+
 /// Takes hold of the process that the environment names until it is killed; see the test below.
 #[test]
 #[ignore = "a part of another test, which kills it; owner: pager"]
