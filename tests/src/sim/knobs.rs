@@ -18,9 +18,11 @@ pub(crate) enum Act {
     Lock,
     Unlock,
     Exit,
+    /// A thread begins, lives for a while and ends.
+    Thread,
 }
 
-pub(crate) const ACTS: [Act; 13] = [
+pub(crate) const ACTS: [Act; 14] = [
     Act::Read,
     Act::Write,
     Act::DontNeed,
@@ -34,6 +36,7 @@ pub(crate) const ACTS: [Act; 13] = [
     Act::Lock,
     Act::Unlock,
     Act::Exit,
+    Act::Thread,
 ];
 
 /// The parameters of a run.
@@ -149,6 +152,7 @@ impl Knobs {
                 pick(rng, &[0, 0, 0, 2]),
                 2,
                 u64::from(rng.percent(15)),
+                0,
             ],
             hot: pick(rng, &[10, 40, 100]),
             pace: pick(rng, &[0, 1, 2, 4, 12, 40]),
@@ -181,6 +185,10 @@ impl Knobs {
         if knobs.acts % 8 == 7 && knobs.ring_refused == 0 {
             // From a number that is drawn anyway: the other seeds do what they always did.
             knobs.ring_lost = 4;
+        }
+        if (knobs.acts / 8).is_multiple_of(3) {
+            // Likewise.
+            knobs.weights[ACTS.len() - 1] = 12;
         }
         knobs
     }
