@@ -155,6 +155,7 @@ impl Kernel {
             t.alive = false;
             t.wait = None;
             t.task = Task::Idle;
+            t.life = None;
         }
         for child in unborn {
             self.exit(child);
@@ -355,7 +356,7 @@ impl Kernel {
                         .as_ref()
                         .is_some_and(|r| r.visible > 0)
             }
-            Task::Idle => !stopped && self.acts_left > 0,
+            Task::Idle => !stopped && (self.acts_left > 0 || thread.life.is_some()),
             Task::Access { .. } | Task::Verify { .. } => !stopped,
             _ => true,
         }
@@ -456,7 +457,7 @@ impl Kernel {
                 .threads
                 .iter()
                 .filter(|t| t.alive && !t.worker)
-                .all(|t| matches!(t.task, Task::Idle))
+                .all(|t| matches!(t.task, Task::Idle) && t.life.is_none())
     }
 
     /// The pageable memory of a space in RAM, as the kernel counts it.

@@ -18,9 +18,11 @@ pub(crate) enum Act {
     Lock,
     Unlock,
     Exit,
+    /// A thread begins, lives for a while and ends.
+    Thread,
 }
 
-pub(crate) const ACTS: [Act; 13] = [
+pub(crate) const ACTS: [Act; 14] = [
     Act::Read,
     Act::Write,
     Act::DontNeed,
@@ -34,6 +36,7 @@ pub(crate) const ACTS: [Act; 13] = [
     Act::Lock,
     Act::Unlock,
     Act::Exit,
+    Act::Thread,
 ];
 
 /// The parameters of a run.
@@ -107,6 +110,24 @@ impl Knobs {
         }
     }
 
+    /// Far too little memory for what the programs touch all over it, and little that keeps a page from leaving.
+    fn evict_more(&mut self) {
+        self.budget_bytes = self.budget_bytes.min(4 * 65536);
+        self.hot = 100;
+        self.acts *= 2;
+        for (weight, act) in self.weights.iter_mut().zip(ACTS) {
+            match act {
+                Act::Read => *weight *= 2,
+                Act::Pin | Act::Lock | Act::Exit => *weight = 0,
+                _ => {}
+            }
+        }
+        self.ring_refused = 0;
+        self.leaves = self.leaves.min(10);
+        self.pace = self.pace.min(2);
+        self.step_ns = self.step_ns.max(20_000);
+    }
+
     pub(crate) fn draw(rng: &mut Rng) -> Self {
         let pick = |rng: &mut Rng, of: &[u64]| of[rng.index(of.len())];
         let maps = pick(rng, &[0, 2, 6, 12]);
@@ -149,6 +170,7 @@ impl Knobs {
                 pick(rng, &[0, 0, 0, 2]),
                 2,
                 u64::from(rng.percent(15)),
+                0,
             ],
             hot: pick(rng, &[10, 40, 100]),
             pace: pick(rng, &[0, 1, 2, 4, 12, 40]),
@@ -181,6 +203,13 @@ impl Knobs {
         if knobs.acts % 8 == 7 && knobs.ring_refused == 0 {
             // From a number that is drawn anyway: the other seeds do what they always did.
             knobs.ring_lost = 4;
+        }
+        if (knobs.acts / 8).is_multiple_of(3) {
+            // Likewise.
+            knobs.weights[ACTS.len() - 1] = 12;
+        }
+        if (knobs.acts / 24).is_multiple_of(3) {
+            knobs.evict_more();
         }
         knobs
     }

@@ -95,6 +95,8 @@ pub(crate) struct Mm {
     pub(crate) arena: (u64, u64),
     /// Subpages that the kernel writes with faults forbidden.
     pub(crate) heads: Vec<u64>,
+    /// The same, of threads that end before their process does.
+    pub(crate) passing: Vec<u64>,
     /// When its mappings changed last.
     pub(crate) changed_ns: u64,
     /// A fork's child.
@@ -106,6 +108,11 @@ pub(crate) struct Mm {
 impl Mm {
     pub(crate) fn vma(&self, v: u64) -> Option<&Vma> {
         self.vmas.iter().find(|m| v >= m.start && v < m.end)
+    }
+
+    /// The control blocks of all threads that can be listed now.
+    pub(crate) fn all_heads(&self) -> impl Iterator<Item = u64> + '_ {
+        self.heads.iter().chain(&self.passing).copied()
     }
 
     /// The first mapping that ends after `v`.

@@ -7,7 +7,7 @@
 use super::kernel::{Kernel, trace};
 use super::knobs::{ACTS, Act};
 use super::mm::{MmId, Prot, Vma};
-use super::thread::{Advise, Change, Drop, Stage, Task, ThreadId};
+use super::thread::{Advise, Age, Change, Drop, Life, Stage, Task, ThreadId};
 
 /// So long after a change of mappings all is read.
 const CALM_NS: u64 = 3_000_000;
@@ -98,16 +98,23 @@ impl Kernel {
         }
     }
 
-    /// Whether a call that has not returned is about a part of the range. What the kernel chooses itself,
-    /// it may choose there: for the kernel the call is over.
+    /// Whether a short thread's control block lies in the range.
+    fn is_lived_in(&self, mm: MmId, start: u64, end: u64) -> bool {
+        let blocks = self.threads.iter().filter(|t| t.alive && t.mm == mm);
+        blocks
+            .filter_map(|t| t.life)
+            .any(|l| l.block >= start && l.block < end)
+    }
+
+    /// Whether a call that has not returned is about a part of the range, or a thread lives there. What the kernel
+    /// chooses itself, it may choose there: for the kernel the call is over.
     fn is_named(&self, mm: MmId, start: u64, end: u64) -> bool {
         let busy = |task: &Task| match task {
             Task::Tell { named, .. } => named.iter().any(|&(s, e)| s < end && e > start),
             _ => false,
         };
-        self.threads
-            .iter()
-            .any(|t| t.alive && t.mm == mm && busy(&t.task))
+        let mut threads = self.threads.iter().filter(|t| t.alive && t.mm == mm);
+        threads.any(|t| busy(&t.task)) || self.is_lived_in(mm, start, end)
     }
 
     /// A place that has just become free is given to the next who asks, whatever messages are on the way.
@@ -152,6 +159,7 @@ impl Kernel {
             .filter_map(names);
         !limited
             && !self.ideals[mm].drops_in(start, end)
+            && !self.is_lived_in(mm, start, end)
             && telling.all(|[(s, e), (to, to_end)]| {
                 let before = s <= vma.start && e >= vma.end && (s, e) != (vma.start, vma.end);
                 (before || s >= vma.end || e <= vma.start) && (to >= vma.end || to_end <= vma.start)
@@ -189,30 +197,14 @@ impl Kernel {
                 if self.is_named(mm, start, end) {
                     return None;
                 }
-                let name = self.name();
                 let what = if act == Act::Free {
                     Drop::Free
                 } else {
                     Drop::DontNeed
                 };
-                trace!(
-                    self,
-                    "thread {t} of mm{mm} calls {what:?} {start:#x}-{end:#x}"
-                );
-                self.ideals[mm].drop_begins(name, start, end);
-                Some(Task::Advise(Advise {
-                    what,
-                    cursor: start,
-                    piece_end: start,
-                    end,
-                    stage: Stage::Look,
-                    error: 0,
-                    name,
-                    told_to: start,
-                    again: false,
-                    request: None,
-                }))
+                Some(self.call_drop(t, what, start, end))
             }
+            Act::Thread => self.make_thread(t),
             Act::Fork => (self.mms[mm].readers == 0).then(|| self.fork(t)),
             Act::Exit => {
                 // Not too often: a run of nothing finds nothing.
@@ -239,6 +231,61 @@ impl Kernel {
                 Some(Task::Lock { cursor: start, end })
             }
         }
+    }
+
+    fn call_drop(&mut self, t: ThreadId, what: Drop, start: u64, end: u64) -> Task {
+        let mm = self.threads[t].mm;
+        let name = self.name();
+        trace!(
+            self,
+            "thread {t} of mm{mm} calls {what:?} {start:#x}-{end:#x}"
+        );
+        self.ideals[mm].drop_begins(name, start, end);
+        Task::Advise(Advise {
+            what,
+            cursor: start,
+            piece_end: start,
+            end,
+            stage: Stage::Look,
+            error: 0,
+            name,
+            told_to: start,
+            again: false,
+            request: None,
+        })
+    }
+
+    /// Begins a short thread, by writing its control block. Stacks come to the same places again and again.
+    fn make_thread(&mut self, t: ThreadId) -> Option<Task> {
+        let mm = self.threads[t].mm;
+        let (start, end) = self.mms[mm].arena;
+        let block = start + 8 * self.rng.below((end - start) / 8) + 5;
+        let writable = self.mms[mm]
+            .vma(block)
+            .is_some_and(|m| m.prot == Prot::Write);
+        let busy = self.is_named(mm, block, block + 1)
+            || self.ideals[mm].drops_in(block, block + 1)
+            || self.mms[mm].heads.contains(&block);
+        if !writable || busy {
+            return None;
+        }
+        self.threads[t].life = Some(Life {
+            block,
+            age: Age::Made,
+        });
+        Some(Task::Access {
+            v: block,
+            write: true,
+        })
+    }
+
+    /// A thread that ends drops what it no longer needs of its stack, below its control block.
+    pub(crate) fn give_stack_back(&mut self, t: ThreadId, block: u64) -> Option<Task> {
+        let mm = self.threads[t].mm;
+        let least = self.mms[mm].vma(block)?.start;
+        let start = (block - self.rng.between(1, 4)).max(least);
+        let free = start < block && !self.is_named(mm, start, block);
+        (free && self.rng.percent(50)).then(|| self.call_drop(t, Drop::DontNeed, start, block))
     }
 
     fn draw_change(&mut self, mm: MmId, act: Act) -> Option<Change> {

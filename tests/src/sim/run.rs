@@ -358,7 +358,10 @@ impl Run<'_> {
             .threads
             .iter()
             .enumerate()
-            .filter(|(_, t)| t.alive && (t.wait.is_some() || !matches!(t.task, Task::Idle)))
+            .filter(|(_, t)| {
+                let idle = matches!(t.task, Task::Idle) && t.life.is_none();
+                t.alive && (t.wait.is_some() || !idle)
+            })
             .map(|(i, t)| format!("{i}: {t:?}"))
             .collect();
         self.sim.kernel.fail(format!(

@@ -150,6 +150,32 @@ pub(crate) enum Task {
     },
 }
 
+/// What comes next in a short thread's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Age {
+    /// Its creator has written its control block: now it can be listed.
+    Made,
+    /// It lives until this moment at least, and then writes its block once more.
+    Lives(u64),
+    /// It may give back a part of its stack.
+    Written,
+    /// The kernel clears its id.
+    Ends,
+}
+
+/// A thread that ends before its process does. The thread that made it plays it as well.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Life {
+    /// Its control block. What a correct program does not do while it lives there: drop, unmap, move or
+    /// protect it.
+    pub(crate) block: u64,
+    pub(crate) age: Age,
+}
+
+/// The least from when a thread can be listed to its own last write (`THREADS_NS` of the core), without the time of
+/// an operation: the pager is not held up between its look at the clock and the protection (a stated limit).
+const LIFE_NS: u64 = 30_000;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Thread {
     pub(crate) mm: MmId,
@@ -158,6 +184,7 @@ pub(crate) struct Thread {
     pub(crate) worker: bool,
     pub(crate) wait: Option<Wait>,
     pub(crate) task: Task,
+    pub(crate) life: Option<Life>,
     pub(crate) blocked_since_ns: Option<u64>,
 }
 
@@ -169,6 +196,7 @@ impl Thread {
             worker,
             wait: None,
             task: Task::Idle,
+            life: None,
             blocked_since_ns: None,
         }
     }
@@ -190,7 +218,10 @@ impl Kernel {
         let task = std::mem::replace(&mut self.threads[t].task, Task::Idle);
         let next = match task {
             Task::Idle if self.threads[t].worker => self.take_request(mm),
-            Task::Idle => self.choose(t),
+            Task::Idle => match self.threads[t].life {
+                Some(life) => self.live(t, life),
+                None => self.choose(t),
+            },
             Task::Access { v, write } => self.access(t, v, write),
             Task::Pin { v } => self.pin(t, v),
             Task::Advise(a) => self.advise(t, a),
@@ -280,6 +311,53 @@ impl Kernel {
             });
         }
         Task::Idle
+    }
+
+    // --- short threads --------------------------------------------------------------------------
+
+    /// The next step of a short thread's life; what it does meanwhile is a task.
+    fn live(&mut self, t: ThreadId, life: Life) -> Task {
+        let mm = self.threads[t].mm;
+        let v = life.block;
+        let (age, task) = match life.age {
+            Age::Made => {
+                trace!(self, "a thread of mm{mm} with its block at {v:#x} begins");
+                self.mms[mm].passing.push(v);
+                let until_ns = self.now_ns + LIFE_NS + 2 * self.knobs.op_ns;
+                (Age::Lives(until_ns), Task::Idle)
+            }
+            Age::Lives(until_ns) if self.now_ns < until_ns => (life.age, Task::Idle),
+            Age::Lives(_) => (Age::Written, Task::Access { v, write: true }),
+            Age::Written => (Age::Ends, self.give_stack_back(t, v).unwrap_or(Task::Idle)),
+            Age::Ends => {
+                self.clear_id(t, v);
+                self.mms[mm].passing.retain(|&h| h != v);
+                self.threads[t].life = None;
+                return Task::Idle;
+            }
+        };
+        self.threads[t].life = Some(Life { age, ..life });
+        task
+    }
+
+    /// What the kernel does at a thread's end: a write that waits for no userfaultfd, and is not made then.
+    fn clear_id(&mut self, t: ThreadId, v: u64) {
+        let mm = self.threads[t].mm;
+        let served = self.mms[mm].served(v, v + 1).is_some();
+        let pte = self.mms[mm].ptes.get(&v).copied();
+        trace!(self, "a thread of mm{mm} with its block at {v:#x} ends");
+        if served && pte.is_none_or(|p| p.wp) {
+            let why = if pte.is_some() {
+                "protected"
+            } else {
+                "missing"
+            };
+            self.fail(format!(
+                "THREAD: its id was not cleared in mm{mm}: its block at {v:#x} is {why}"
+            ));
+        } else if self.touch(t, v, true) == Touch::Done {
+            self.store_word(mm, v, true);
+        }
     }
 
     // --- madvise --------------------------------------------------------------------------------

@@ -165,9 +165,8 @@ impl<'m> Sim<'m> {
                 .filter(|m| (all || m.uffd.is_none()) && !m.locked && m.prot == Prot::Write)
                 .filter(|m| {
                     !self.kernel.mms[mm]
-                        .heads
-                        .iter()
-                        .any(|&h| h >= m.start && h < m.end)
+                        .all_heads()
+                        .any(|h| h >= m.start && h < m.end)
                 })
                 .map(|m| addresses(m.start, m.end))
                 .collect();
@@ -493,7 +492,7 @@ impl<'m> Sim<'m> {
             len: 0,
             more: false,
         };
-        for &h in &self.kernel.mms[mm].heads {
+        for h in self.kernel.mms[mm].all_heads() {
             if self.heads_told.insert((space, h)) {
                 heads.at[heads.len] = Addr(h * 4096 + 0x9d0);
                 heads.len += 1;
