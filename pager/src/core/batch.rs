@@ -44,6 +44,8 @@ const SWEEP_NS: u64 = 10_000_000;
 const REST_NS: u64 = 2_000_000;
 /// So long a list of the threads is good: less than a thread needs to begin, run and end.
 const THREADS_NS: u64 = 30_000;
+/// On a machine where even the next operation always comes later than that, eviction must go on all the same.
+const LATE_LISTS: u32 = 16;
 /// Around an address that the kernel writes with faults forbidden: the rest of the thread's control block.
 const CONTROL_BLOCK_BYTES: u64 = 4096;
 
@@ -145,6 +147,8 @@ pub(crate) struct Batch {
     single_steps: bool,
     /// When the threads were listed, unless the process has said something since.
     listed: Option<Nanos>,
+    /// Lists in a row that were too old when they could be used.
+    late_lists: u32,
     spare: Option<FrameId>,
     reread: SubpageMask,
     repair: Repair,
@@ -166,6 +170,7 @@ impl Batch {
             sub: 0,
             single_steps: false,
             listed: None,
+            late_lists: 0,
             spare: None,
             reread: SubpageMask::NONE,
             repair: Repair::default(),
@@ -676,10 +681,14 @@ impl<S: PageStore> Core<'_, S> {
     // --- the protected window -------------------------------------------------------------------
 
     fn protect(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
-        if b.listed.is_none_or(|at| self.now >= at.after(THREADS_NS)) {
+        let in_time = b.listed.is_some_and(|at| self.now < at.after(THREADS_NS));
+        let patience_over = b.listed.is_some() && b.late_lists >= LATE_LISTS;
+        if !in_time && !patience_over {
+            b.late_lists += u32::from(b.listed.is_some());
             b.phase = Phase::Threads; // and back, to the same page
             return None;
         }
+        b.late_lists = 0;
         while let Some(p) = b.pages.get_mut(b.at) {
             // What an install in progress brings would not be protected.
             let installing = self.install.as_ref().map(|i| (i.fault.space, i.page));
