@@ -27,8 +27,8 @@ use super::op::Heads;
 use super::restore::TAG;
 use super::space::{Life, Ring, Space};
 use super::{
-    Advice, BATCH_PAGES, Core, CrashPoint, Entry, FrameId, HOLES, NEVER_RAN, NOT_WRITABLE, Nanos,
-    Op, Outcome, StopReason,
+    ANYWHERE, Advice, BATCH_PAGES, Core, CrashPoint, Entry, FrameId, HOLES, NEVER_RAN,
+    NOT_WRITABLE, Nanos, Op, Outcome, StopReason,
 };
 use crate::store::api::{Locations, PageStore, StoreError, Ticket};
 
@@ -109,7 +109,8 @@ enum Step {
     Queue { first: usize, count: usize },
     Kick,
     Reread { first: usize, count: usize },
-    Compare(SubpageMask),
+    Compare,
+    Confirm(SubpageMask),
     Unprotect,
     RepairLook,
     RepairQueue { first: usize, count: usize },
@@ -151,6 +152,8 @@ pub(crate) struct Batch {
     late_lists: u32,
     spare: Option<FrameId>,
     reread: SubpageMask,
+    /// What was read again differs: is it of the same mapping?
+    differs: bool,
     repair: Repair,
     outstanding: usize,
     started: Nanos,
@@ -173,6 +176,7 @@ impl Batch {
             late_lists: 0,
             spare: None,
             reread: SubpageMask::NONE,
+            differs: false,
             repair: Repair::default(),
             outstanding: 0,
             started: now,
@@ -847,9 +851,19 @@ impl<S: PageStore> Core<'_, S> {
             if p.lost || p.frame.is_none() {
                 // Perhaps since its second read: that is not the next page's.
                 b.reread = SubpageMask::NONE;
+                b.differs = false;
                 b.at += 1;
                 b.sub = 0;
                 continue;
+            }
+            if b.differs {
+                // While a change of mappings is under way this fails: what was read may have come to the page's
+                // place since, and is nothing to a child that was forked before.
+                b.step = Step::Confirm(b.reread);
+                return Some(Op::Unprotect {
+                    space: id,
+                    range: ANYWHERE,
+                });
             }
             if let Some((first, count)) = next {
                 let first = first.max(b.sub);
@@ -864,12 +878,11 @@ impl<S: PageStore> Core<'_, S> {
                 });
             }
             if let (false, Some(frame)) = (b.reread.is_empty(), p.frame) {
-                let mask = b.reread;
-                b.step = Step::Compare(mask);
+                b.step = Step::Compare;
                 return Some(Op::Compare {
                     a: frame,
                     b: spare,
-                    mask,
+                    mask: b.reread,
                 });
             }
             b.at += 1;
@@ -1455,13 +1468,18 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 b.sub = first + got + usize::from(got < count);
             }
-            Step::Compare(read) => {
-                b.reread = SubpageMask::NONE;
-                if let Outcome::Mask(differs) = outcome {
-                    if !differs.is_empty() {
-                        self.restage(id, b, read);
-                    }
+            Step::Compare => {
+                b.differs = matches!(outcome, Outcome::Mask(differs) if !differs.is_empty());
+                if !b.differs {
+                    b.reread = SubpageMask::NONE;
+                    b.at += 1;
+                    b.sub = 0;
                 }
+            }
+            Step::Confirm(read) => {
+                b.reread = SubpageMask::NONE;
+                b.differs = false;
+                self.restage(id, b, read);
                 b.at += 1;
                 b.sub = 0;
             }

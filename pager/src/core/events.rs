@@ -7,7 +7,7 @@ use super::fault::Fault;
 use super::map::SlotState;
 use super::space::{Life, Ranges, Space, Suspect, Youth, shadow};
 use super::{
-    Core, CrashPoint, EVERYWHERE, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome, SPACES,
+    ANYWHERE, Core, CrashPoint, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome, SPACES,
     StopReason, USER_END,
 };
 use crate::store::api::PageStore;
@@ -625,12 +625,11 @@ impl<S: PageStore> Core<'_, S> {
     /// sooner that is settled, the fewer forks can fall into it. Nothing is mapped at the address; the kernel
     /// looks at that last.
     pub(super) fn step_settle(&mut self, id: SpaceId) -> Option<Op> {
-        let range = AddrRange {
-            start: EVERYWHERE.start,
-            end: EVERYWHERE.start.offset(SUBPAGE_BYTES),
-        };
         let unsettled = !self.space_ref(id)?.unsettled.is_empty();
-        unsettled.then_some(Op::Unprotect { space: id, range })
+        unsettled.then_some(Op::Unprotect {
+            space: id,
+            range: ANYWHERE,
+        })
     }
 
     /// A message about `range`: something of ours was there. Whatever was to be found out by that is known.

@@ -89,6 +89,9 @@ const USER_END: holo_proto::Addr = holo_proto::Addr(1 << 47);
 /// All addresses that a process of x86-64 can map and the kernel takes for a wake (from the usual
 /// `vm.mmap_min_addr` on).
 const EVERYWHERE: AddrRange = AddrRange::new(65536, (1 << 47) - SUBPAGE_BYTES);
+/// A place to un-protect for the sake of what that tells: it fails in one way while a change of mappings is under
+/// way, and in another one or not at all when none is.
+const ANYWHERE: AddrRange = AddrRange::new(65536, 65536 + SUBPAGE_BYTES);
 /// How often waiting faults are decided again though nothing was heard, nanoseconds.
 const RECHECK_NS: u64 = 2_000_000;
 
