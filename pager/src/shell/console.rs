@@ -32,8 +32,12 @@ pub(crate) struct Reply(UnixStream);
 
 impl Reply {
     pub(crate) fn send(mut self, json: &str) {
+        self.write(&format!("{json}\n"));
+    }
+
+    fn write(&mut self, text: &str) {
         // Whoever asked may have gone.
-        let _ = self.0.write_all(format!("{json}\n").as_bytes());
+        let _ = self.0.write_all(text.as_bytes());
     }
 }
 
@@ -105,15 +109,28 @@ impl Console {
         self.waiting.push(reply);
     }
 
-    /// The end: answers those who wait for it, and those who are about to ask.
-    pub(crate) fn finish(&mut self, json: &str) {
+    /// The end: answers those who wait for it, and those who are about to ask, and lets go of the name. Whoever
+    /// has read a whole line finds the name free; should this pager die before it is, whoever asked has read
+    /// all but the end of the line, and reads that when nobody is left (see [`Scalar::Done`]).
+    pub(crate) fn finish(mut self, control: Control, json: &str) {
         let late: Vec<Request> = self.requests().collect();
         for request in late {
             let (Request::Detach(reply) | Request::Status(reply)) = request;
             self.waiting.push(reply);
         }
-        for r in self.waiting.drain(..) {
-            r.send(json);
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for r in &mut waiting {
+            r.write(json);
+        }
+        control.set(Scalar::Done, 1);
+        let own = self.as_raw_fd();
+        drop(self);
+        // One that took over listens on a descriptor of its own beside the first one's.
+        if let Some(first) = control.fd(Scalar::ConsoleFd).filter(|&n| n != own) {
+            table::close(first);
+        }
+        for mut r in waiting {
+            r.write("\n");
         }
     }
 

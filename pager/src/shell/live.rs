@@ -31,6 +31,8 @@ use crate::sys::{clock, spawn, table};
 const HEADS_SEEN: usize = 65536;
 /// Between two looks at the descriptors while operations go on, nanoseconds.
 const LOOK_EVERY_NS: u64 = 20_000;
+/// Descriptors in one look.
+const AT_ONCE: usize = 64;
 /// Room of the queues between the threads.
 const QUEUE: usize = 4096;
 
@@ -322,17 +324,28 @@ impl Live {
         if clock::monotonic_ns() < self.looked_ns + LOOK_EVERY_NS {
             return None;
         }
-        let found = (0..SPACES).find_map(|k| {
-            let i = (self.turn + k) % SPACES;
-            let uffd = &self.targets[i].as_ref()?.uffd;
-            let readable = spawn::poll_readable(&[uffd.as_raw_fd()], Some(0)) != 0;
-            readable.then_some(i)
-        });
+        // In one call: one for each of many took longer than a list of threads is good for.
+        let mut fds = [-1; AT_ONCE];
+        let mut spaces = [0; AT_ONCE];
+        let mut count = 0;
+        let held = (0..SPACES)
+            .map(|k| (self.turn + k) % SPACES)
+            .filter_map(|i| Some((i, self.targets[i].as_ref()?)));
+        for (i, target) in held.take(AT_ONCE) {
+            fds[count] = target.uffd.as_raw_fd();
+            spaces[count] = i;
+            count += 1;
+        }
+        let ready = spawn::poll_readable(&fds[..count], Some(0));
         // From the end of the look on: one that took long must not be followed by another, and another.
         self.looked_ns = clock::monotonic_ns();
-        let i = found?;
-        self.turn = i + 1;
-        u16::try_from(i).ok().map(|n| Input::Readable(SpaceId(n)))
+        let found = (0..count).find(|k| ready >> k & 1 == 1);
+        // Where nothing is to be heard the next look begins behind this one's last.
+        let last = found.or_else(|| count.checked_sub(1))?;
+        self.turn = spaces[last] + 1;
+        u16::try_from(spaces[found?])
+            .ok()
+            .map(|n| Input::Readable(SpaceId(n)))
     }
 
     fn copy(&mut self, op: &Op) -> Option<Outcome> {

@@ -301,8 +301,8 @@ impl Watch {
     }
 
     /// Answers those who wait for the end.
-    pub(crate) fn finish(&mut self, json: &str) {
-        self.console.finish(json);
+    pub(crate) fn finish(self, json: &str) {
+        self.console.finish(self.control, json);
     }
 
     fn is_over(&self) -> bool {

@@ -32,7 +32,10 @@ const MARK_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the program works in each phase.
 const PHASE: Duration = Duration::from_secs(3);
 
-/// Data set of the Redis case, MiB of private memory.
+/// Keys of the Redis case's data set.
+const REDIS_KEYS: u64 = 50_000;
+
+/// The same, MiB of private memory.
 const REDIS_PEAK_MIB: u64 = 181;
 
 /// Both programs.
@@ -61,7 +64,7 @@ fn python(run: &Run<'_>) -> Result<()> {
 }
 
 fn redis(run: &Run<'_>) -> Result<()> {
-    let server = Server::prepare(run)?;
+    let server = Server::prepare(run, REDIS_KEYS)?;
     let mut running = server.plan(REDIS_PEAK_MIB)?.start(&run.without_holo())?;
     let target = running.target()?;
     server.phase(&mut running, "state", "fill", "0")?;

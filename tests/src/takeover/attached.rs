@@ -1,17 +1,20 @@
 //! Deaths of a pager around `holo attach` and `holo detach` of a program that runs already.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use holo_pager::core::CrashPoint;
+use holo_pager::shell::request;
 use holo_proto::Report;
 
 use super::load::{self, EVERYTHING, SIZE_MIB};
 use super::traces::{Traces, await_traces};
 use super::tree::{self, Role, TOKEN, Tree};
+use crate::procs;
 use crate::torture::harness::Draw;
 use crate::torture::harness::holo::Binaries;
 use crate::torture::harness::launch::Running;
@@ -28,6 +31,9 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(40);
 
 /// Times that the pager is killed in an attach, and in a detach.
 const ROUNDS: u64 = 12;
+
+/// Times that a program is attached to right after it was let go of.
+const AGAIN: u64 = 8;
 
 /// The pager is killed so many microseconds after it was seen, at most.
 const ATTACH_US_MAX: u64 = 50_000;
@@ -48,6 +54,7 @@ pub fn cases(folder: &Path) -> Vec<Case> {
         case("attach.killed", killed_in_attach),
         case("detach.killed", killed_in_detach),
         case("attach.orphaned", orphaned),
+        case("attach.again", attached_again),
     ]
 }
 
@@ -103,6 +110,26 @@ impl<'a> Held<'a> {
         match tool.wait(COMMAND_DEADLINE)? {
             Some(said) => Ok(said),
             None => Err(self.running.hung(&format!("{name} does not return"))),
+        }
+    }
+
+    /// Detaches from here, and asks for its pager the moment the answer is there: a command would come too late
+    /// to find it still listening.
+    fn detached_is_free(&mut self) -> Result<()> {
+        let pid = self.target.pid;
+        let said = procs::bounded(COMMAND_DEADLINE, move || {
+            let answer = request(pid, "detach");
+            (answer, request(pid, "status"))
+        });
+        match said {
+            None => Err(self.running.hung("a detach does not return")),
+            Some((Err(error), _)) => Err(error).context("no answer to a detach"),
+            Some((Ok(answer), Err(error))) if error.kind() == ErrorKind::ConnectionRefused => {
+                serde_json::from_str::<Report>(&answer)
+                    .map(drop)
+                    .with_context(|| format!("a detach is answered with {answer:?}"))
+            }
+            Some((Ok(_), after)) => bail!("detached, and its pager still answers: {after:?}"),
         }
     }
 
@@ -268,5 +295,29 @@ fn orphaned(run: &Run<'_>, folder: &Path) -> Result<()> {
     held.must_succeed(detach, "holo detach")?;
     held.await_free("after a detach")?;
     tree.await_end(&mut held.running)?;
+    held.running.finish().map(drop)
+}
+
+/// Whoever was told that a process was let go of can attach to it at once. A pager that took over has more to
+/// let go of than the first one; all rounds but one have such a one.
+fn attached_again(run: &Run<'_>, folder: &Path) -> Result<()> {
+    let Some(mut held) = Held::start(run, folder)? else {
+        return Ok(());
+    };
+    for round in 0..AGAIN {
+        let token = load::new_token();
+        let report = run.scratch.join(format!("attached-{round}.json"));
+        let attach = held.attach(&token, &report, None)?;
+        held.must_succeed(attach, &format!("holo attach, round {round},"))?;
+        let tree = Tree::find(&mut held.running, &token)?;
+        if round > 0 {
+            let dead = tree.next_pager(&mut held.running, None)?;
+            dead.signal(libc::SIGKILL);
+            tree.next_pager(&mut held.running, Some(dead))?;
+        }
+        held.detached_is_free()
+            .with_context(|| format!("round {round}"))?;
+    }
+    held.await_free("after the last detach")?;
     held.running.finish().map(drop)
 }

@@ -30,6 +30,10 @@ impl Binaries {
                 .map(Path::to_owned)
                 .unwrap_or_default(),
         };
+        // A case runs its commands in a folder of its own.
+        let folder = folder
+            .canonicalize()
+            .with_context(|| format!("looking for holo's programs in {}", folder.display()))?;
         let binaries = Self {
             exec: folder.join("holo-exec"),
             holo: folder.join("holo"),
