@@ -187,7 +187,8 @@ def main():
         while clock.goes_on() or saves < 2:
             background_save(keys, draw)
             saves += 1
-            for _ in range(50):
+            # A tenth of the keys.
+            for _ in range(count // 1000):
                 keys.overwrite(draw, 32)
                 keys.check(draw.sample(range(count), 64), "in turn")
                 clock.checks += 64
