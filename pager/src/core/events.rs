@@ -143,13 +143,15 @@ impl<S: PageStore> Core<'_, S> {
         }
         let (there, displaced) = s.unsettled.leaving(range, gone);
         s.suspects.retain(|x| !range.contains(x.at.start()));
+        // Who was there before is what the message is about.
+        let others = !displaced.is_empty();
         for part in displaced {
             self.forget_range(id, shadow(part));
         }
         for part in there {
             self.doubt(id, part);
             self.bury(id, part);
-            for r in self.perhaps_late(id, part, gone) {
+            for r in self.perhaps_late(id, part, gone, others) {
                 self.forget_range(id, r);
             }
             if let Some(s) = self.space(id) {
@@ -168,7 +170,13 @@ impl<S: PageStore> Core<'_, S> {
     /// A range of one call may have holes, where something was moved to before this was heard of it: what has
     /// come to `part` may be there still, and is looked for. Not if there is nothing else in the range, for no
     /// message is about holes alone. The rest of `part`.
-    fn perhaps_late(&mut self, id: SpaceId, part: AddrRange, gone: bool) -> Vec<AddrRange> {
+    fn perhaps_late(
+        &mut self,
+        id: SpaceId,
+        part: AddrRange,
+        gone: bool,
+        others: bool,
+    ) -> Vec<AddrRange> {
         let Some(s) = self.space(id) else {
             return Vec::new();
         };
@@ -177,7 +185,7 @@ impl<S: PageStore> Core<'_, S> {
             return vec![part];
         }
         let rest = s.unsettled.arrived.without(part);
-        if rest.iter().all(|&r| s.regions.overlapping(r).is_none()) {
+        if !others && rest.iter().all(|&r| s.regions.overlapping(r).is_none()) {
             s.unsettled.arrived.remove(part);
             return vec![part];
         }

@@ -731,7 +731,13 @@ impl<'m, S: PageStore> Core<'m, S> {
             s.adopt.clear();
             return None;
         }
-        let range = s.adopt.pop_front()?;
+        // Whether something is registered where that is to be found out could not be told afterwards.
+        let range = *s.adopt.front()?;
+        let asked = |x: &space::Suspect| range.contains(x.witness.start());
+        if s.suspects.iter().any(asked) {
+            return None;
+        }
+        s.adopt.pop_front();
         Some((range, Op::Register { space: id, range }))
     }
 
