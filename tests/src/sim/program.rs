@@ -155,7 +155,9 @@ impl Kernel {
                 messages, named, ..
             } => {
                 let here = named.iter().any(|&(s, e)| s < end && e > start);
-                let last = messages.len() == 1 && matches!(named[1], (s, e) if s < e);
+                // The second message of a move; a mapping that shrinks where it is sends one alone.
+                let moves = named[1].0 < named[1].1 && named[0].0 != named[1].0;
+                let last = moves && messages.len() == 1;
                 here && !last
             }
             _ => false,
