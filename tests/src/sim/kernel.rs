@@ -344,7 +344,7 @@ impl Kernel {
 
     fn can_run(&self, t: ThreadId) -> bool {
         let thread = &self.threads[t];
-        if !thread.alive || thread.wait.is_some() {
+        if !thread.alive || thread.wait.is_some() || thread.preempted_until_ns > self.now_ns {
             return false;
         }
         let mm = &self.mms[thread.mm];
@@ -425,12 +425,13 @@ impl Kernel {
         }
     }
 
-    /// When the next stopped process goes on.
+    /// When the next stopped process or preempted thread goes on.
     pub(crate) fn next_continue_ns(&self) -> Option<u64> {
-        self.mms
-            .iter()
-            .filter(|m| m.alive)
+        let stopped = self.mms.iter().filter(|m| m.alive);
+        let preempted = self.threads.iter().filter(|t| t.alive);
+        stopped
             .map(|m| m.stopped_until_ns)
+            .chain(preempted.map(|t| t.preempted_until_ns))
             .filter(|&t| t > self.now_ns)
             .min()
     }

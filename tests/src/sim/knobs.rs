@@ -93,6 +93,9 @@ pub(crate) struct Knobs {
     pub(crate) early_detach: u64,
     /// A process also forks while a change of its mappings is not wholly told, and the other way round.
     pub(crate) wild: bool,
+    /// A thread may be preempted between a change of mappings and its messages, while others use the place that has
+    /// become free, and leave it again.
+    pub(crate) late_tellers: bool,
     /// Time between two looks of the shell at the mappings.
     pub(crate) scan_every_ns: u64,
     /// Inputs of the shell come late by up to so many nanoseconds.
@@ -198,6 +201,7 @@ impl Knobs {
             early_detach: pick(rng, &[0, 0, 0, 400]),
             scan_every_ns: pick(rng, &[20_000, 200_000, 2_000_000]),
             wild: true,
+            late_tellers: false,
             input_delay_ns: pick(rng, &[0, 1_000, 100_000]),
         };
         if knobs.acts % 8 == 7 && knobs.ring_refused == 0 {
@@ -208,6 +212,7 @@ impl Knobs {
             // Likewise.
             knobs.weights[ACTS.len() - 1] = 12;
         }
+        knobs.late_tellers = (knobs.acts / 72).is_multiple_of(2) && knobs.threads > 1;
         if (knobs.acts / 24).is_multiple_of(3) {
             knobs.evict_more();
         }

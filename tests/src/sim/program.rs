@@ -70,8 +70,36 @@ impl Kernel {
         Some((start, end))
     }
 
+    /// A place that somebody has just left who has not told so yet.
+    fn left_untold(&mut self, mm: MmId) -> Option<(u64, u64)> {
+        let untold = |t: &super::thread::Thread| match t.task {
+            Task::Tell {
+                told: false,
+                child: None,
+                named: [left, _],
+                ..
+            } if t.alive && t.mm == mm => Some(left),
+            _ => None,
+        };
+        let places: Vec<_> = self.threads.iter().filter_map(untold).collect();
+        (!places.is_empty()).then(|| places[self.rng.index(places.len())])
+    }
+
+    /// A mapping that has moved to such a place.
+    fn guest(&mut self, mm: MmId) -> Option<(u64, u64)> {
+        let (start, end) = self.left_untold(mm)?;
+        let inside = |m: &&Vma| m.moved && m.start >= start && m.end <= end;
+        let guest = self.mms[mm].vmas.iter().find(inside)?;
+        Some((guest.start, guest.end))
+    }
+
     /// A range that begins in a mapping.
     fn range(&mut self, mm: MmId) -> Option<(u64, u64)> {
+        if self.knobs.late_tellers && self.rng.percent(50) {
+            if let Some(guest) = self.guest(mm) {
+                return Some(guest);
+            }
+        }
         if self.mms[mm].vmas.is_empty() {
             return None;
         }
@@ -127,7 +155,9 @@ impl Kernel {
                 messages, named, ..
             } => {
                 let here = named.iter().any(|&(s, e)| s < end && e > start);
-                let last = messages.len() == 1 && matches!(named[1], (s, e) if s < e);
+                // The second message of a move; a mapping that shrinks where it is sends one alone.
+                let moves = named[1].0 < named[1].1 && named[0].0 != named[1].0;
+                let last = moves && messages.len() == 1;
                 here && !last
             }
             _ => false,
@@ -345,7 +375,11 @@ impl Kernel {
                     1 => self.anywhere(mm),
                     _ => {
                         // The kernel chooses: the first hole that is large enough, from somewhere on.
-                        let at = self.anywhere(mm);
+                        let left = self.knobs.late_tellers.then(|| self.left_untold(mm));
+                        let at = match left.flatten() {
+                            Some((at, _)) if at < arena.1 => at,
+                            _ => self.anywhere(mm),
+                        };
                         (at..arena.1)
                             .chain(arena.0..at)
                             .find(|&a| self.mms[mm].is_hole(a, a + new_len))?

@@ -185,6 +185,8 @@ pub(crate) struct Thread {
     pub(crate) wait: Option<Wait>,
     pub(crate) task: Task,
     pub(crate) life: Option<Life>,
+    /// The scheduler lets others run until then.
+    pub(crate) preempted_until_ns: u64,
     pub(crate) blocked_since_ns: Option<u64>,
 }
 
@@ -197,6 +199,7 @@ impl Thread {
             wait: None,
             task: Task::Idle,
             life: None,
+            preempted_until_ns: 0,
             blocked_since_ns: None,
         }
     }
@@ -541,6 +544,11 @@ impl Kernel {
                 to,
                 new_len,
             } => self.remap(mm, from, len, to, new_len, &mut told),
+        }
+        if self.knobs.late_tellers && !told.is_empty() && self.rng.one_in(3) {
+            let ns = self.knobs.step_ns * self.rng.between(5, 100);
+            self.threads[t].preempted_until_ns = self.now_ns + ns;
+            trace!(self, "thread {t} is preempted for {} us", ns / 1000);
         }
         self.announced(told, None, named)
     }
