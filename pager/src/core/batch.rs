@@ -680,6 +680,8 @@ impl<S: PageStore> Core<'_, S> {
         }
         b.listed = Some(self.now);
         b.phase = Phase::Protect;
+        // Before other spaces' turns: the list grows old.
+        self.turn = usize::from(id.0);
     }
 
     // --- the protected window -------------------------------------------------------------------
@@ -1566,6 +1568,7 @@ impl<S: PageStore> Core<'_, S> {
             }
             _ => p.mask = SubpageMask::NONE,
         }
+        self.turn = usize::from(id.0); // the list of threads is still good
         self.progressed(id);
         self.crash(CrashPoint::Protected);
     }
