@@ -169,7 +169,7 @@ impl<S: PageStore> Core<'_, S> {
 
     /// A range of one call may have holes, where something was moved to before this was heard of it: what has
     /// come to `part` may be there still, and is looked for. Not if there is nothing else in the range, for no
-    /// message is about holes alone. The rest of `part`.
+    /// message is about holes alone; `others` says that there was, though it is not in `part`. The rest of `part`.
     fn perhaps_late(
         &mut self,
         id: SpaceId,

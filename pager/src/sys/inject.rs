@@ -381,6 +381,7 @@ impl Stopped {
         let arguments = [place, bytes, bits(prot), bits(apart), nowhere, 0];
         let mut mapped = self.call(libc::SYS_mmap, &arguments)?;
         if mapped == Err(libc::EEXIST) {
+            // The program has put something there itself: then the kernel chooses after all.
             let arguments = [0, bytes, bits(prot), bits(flags), nowhere, 0];
             mapped = self.call(libc::SYS_mmap, &arguments)?;
         }
