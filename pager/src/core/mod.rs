@@ -755,8 +755,14 @@ impl<'m, S: PageStore> Core<'m, S> {
                 }
             }
             Outcome::Gone => self.gone(id),
-            // Another mapping by now, or another's: the next scan decides again.
-            _ => {}
+            // Another mapping by now, or another's: the next scan decides again. Not if it was registered already.
+            _ => {
+                if let Some(s) = self.space(id) {
+                    if s.unsettled.reborn.without(range).is_empty() {
+                        s.unsettled.torn.push(range);
+                    }
+                }
+            }
         }
     }
 

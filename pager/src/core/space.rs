@@ -68,6 +68,8 @@ pub(crate) struct Unsettled {
     pub(crate) reborn: Ranges,
     /// Of these, what nothing was heard of since: believed when all is settled.
     pub(crate) adopted: Vec<AddrRange>,
+    /// Of these, what the kernel refused to register once more: a message that is still to come takes it apart.
+    pub(crate) torn: Vec<AddrRange>,
     /// Children of forks whose messages were read meanwhile: what is heard now may have been before the fork.
     pub(crate) newborn: Vec<SpaceId>,
 }
@@ -239,11 +241,22 @@ impl Space {
     }
 
     /// A message is about `range`, where something was registered that is not believed yet: which came first is
-    /// not known, so it is registered again.
+    /// not known, so it is registered again. What lies beside `range` by itself, for the kernel refuses what has a
+    /// hole, and nobody would offer again what is registered.
     pub(crate) fn adopt_again(&mut self, range: AddrRange) {
         let doubtful = |r: &mut AddrRange| r.overlaps(range);
-        for again in self.unsettled.adopted.extract_if(.., doubtful) {
-            self.adopt.push_front(again);
+        let Unsettled { adopted, torn, .. } = &mut self.unsettled;
+        let again = adopted
+            .extract_if(.., doubtful)
+            .chain(torn.extract_if(.., doubtful));
+        for r in again {
+            let ends = [(r.start, range.start), (range.end, r.end)];
+            let beside = ends.map(|(start, end)| AddrRange { start, end });
+            for part in [r.intersect(range)].into_iter().chain(beside) {
+                if !part.is_empty() {
+                    self.adopt.push_front(part);
+                }
+            }
         }
     }
 
@@ -489,5 +502,19 @@ mod tests {
             assert_eq!(u.leaving(part, true), (vec![part], vec![]));
         }
         assert_eq!(u.leaving(block, false).1, vec![guest]);
+    }
+
+    #[test]
+    fn what_is_registered_and_taken_apart_is_registered_again_piece_by_piece() {
+        let mut s = Space::new(SpaceId(0), true, 16);
+        s.unsettled.adopted.push(AddrRange::new(10, 40));
+        s.unsettled.torn.push(AddrRange::new(50, 60));
+        s.unsettled.torn.push(AddrRange::new(70, 80));
+        s.adopt_again(AddrRange::new(20, 55));
+        let mut queued: Vec<_> = s.adopt.iter().map(|r| (r.start.0, r.end.0)).collect();
+        queued.sort_unstable();
+        assert_eq!(queued, [(10, 20), (20, 40), (50, 55), (55, 60)]);
+        assert!(s.unsettled.adopted.is_empty());
+        assert_eq!(s.unsettled.torn, [AddrRange::new(70, 80)]);
     }
 }

@@ -416,9 +416,11 @@ impl<'m> Sim<'m> {
                 },
             };
             set_content(&mut self.frames[usize::from(frame.0)], first + i, content);
+            // What came there by a move that is not told yet is not what the pager took it for.
+            let told = !self.kernel.is_telling(mm, |child| child.is_none());
             let target = &mut self.kernel.mms[mm];
             let folio = target.ptes.get(&v).and_then(|p| p.folio);
-            if let Some(folio) = folio {
+            if let Some(folio) = folio.filter(|_| told) {
                 target.read.insert(v, folio);
             }
             if self.kernel.rng.one_in(20) {
