@@ -77,10 +77,17 @@ struct BatchPage {
     /// From the first to the last of the mask as it was at first.
     span: AddrRange,
     frame: Option<FrameId>,
+    /// A predecessor's, which the map's entries alone hold now.
+    noted: Option<FrameId>,
     /// Unmapped or moved away meanwhile, wholly or in part.
     lost: bool,
     /// The subpages that were.
     left: SubpageMask,
+    /// Those that are not there any more, and how many messages said so.
+    gone: SubpageMask,
+    told: u8,
+    /// Of requests that found holes.
+    holed: SubpageMask,
     /// Of requests that stopped on the way: subpages of which nothing had been heard, and the others.
     quiet: SubpageMask,
     doubtful: SubpageMask,
@@ -194,6 +201,9 @@ impl Batch {
         for i in 0..notes.pages(id) {
             let (page, mask) = notes.page(id, i);
             let mut p = BatchPage::new(page, mask, None);
+            p.noted = notes.frame(id, i);
+            (p.gone, p.told) = notes.gone(id, i);
+            p.left = p.gone;
             p.mask = notes.queued(id, i).minus(notes.counted(id, i, 2));
             // Whether something else has come to its place is not known any more.
             p.repair = true;
@@ -258,9 +268,15 @@ impl Batch {
         self.listed = None;
     }
 
-    /// The pages in `range` are no longer where they were.
-    pub(crate) fn lose(&mut self, range: AddrRange) {
+    /// The pages in `range` are no longer where they were; `came`: because others have come there.
+    pub(crate) fn lose(&mut self, range: AddrRange, came: bool) {
         for p in &mut self.pages {
+            let gone = range.intersect(p.span);
+            if !gone.is_empty() {
+                // As if it were several messages: what has come is no hole.
+                p.told = p.told.saturating_add(if came { 2 } else { 1 });
+                p.gone = p.gone.or(SubpageMask::of_page_in(p.page, gone));
+            }
             if p.page.range().overlaps(range) {
                 p.lost = true;
                 p.left = p.left.or(SubpageMask::of_page_in(p.page, range));
@@ -357,8 +373,12 @@ impl BatchPage {
                 end: page.subpage(last).start().offset(SUBPAGE_BYTES),
             },
             frame,
+            noted: None,
             lost: false,
             left: SubpageMask::NONE,
+            gone: SubpageMask::NONE,
+            told: 0,
+            holed: SubpageMask::NONE,
             quiet: SubpageMask::NONE,
             doubtful: SubpageMask::NONE,
             repair: false,
@@ -770,7 +790,7 @@ impl<S: PageStore> Core<'_, S> {
             b.at += 1;
             b.sub = 0;
         }
-        let pages: Vec<_> = b.pages.iter().map(|p| (p.page, p.mask)).collect();
+        let pages: Vec<_> = b.pages.iter().map(|p| (p.page, p.mask, p.frame)).collect();
         self.notes.write(id, pages.into_iter());
         self.crash(CrashPoint::BatchNoted);
         b.goto(Phase::Queue);
@@ -1258,6 +1278,8 @@ impl<S: PageStore> Core<'_, S> {
             } else if run.count() == 1 {
                 // One that is all hole has done nothing.
                 self.offered_nothing(id, &mut b, i, run);
+            } else {
+                p.holed = p.holed.or(run);
             }
         }
         self.crash(CrashPoint::FreeDone);
@@ -1290,6 +1312,14 @@ impl<S: PageStore> Core<'_, S> {
         };
         let (quiet, doubtful) = (p.quiet, p.doubtful);
         (p.quiet, p.doubtful) = (SubpageMask::NONE, SubpageMask::NONE);
+        // If all that has gone went at once, that is the hole: it had gone before the request came there.
+        let hole = std::mem::take(&mut p.holed).and(p.gone);
+        if p.told == 1 && !hole.is_empty() {
+            self.offered_nothing(id, b, b.at, hole);
+        }
+        let Some(p) = b.pages.get_mut(b.at) else {
+            return;
+        };
         let mut beyond = SubpageMask::NONE;
         for (first, count) in quiet.or(doubtful).runs() {
             let run = run_mask(first, count);
@@ -1301,12 +1331,25 @@ impl<S: PageStore> Core<'_, S> {
         self.dropped_after_all(id, b, b.at, dropped);
     }
 
+    /// [`Batch::lose`], and a successor will know it.
+    pub(super) fn batch_loses(&mut self, id: SpaceId, range: AddrRange, came: bool) {
+        let Some(s) = self.spaces.get_mut(usize::from(id.0)) else {
+            return;
+        };
+        if let Some(b) = s.as_mut().and_then(|s| s.batch.as_mut()) {
+            b.lose(range, came);
+            for (i, p) in b.pages.iter().enumerate() {
+                self.notes.set_gone(id, i, p.gone, p.told);
+            }
+        }
+    }
+
     fn dropped_after_all(&mut self, id: SpaceId, b: &Batch, i: usize, which: SubpageMask) {
         let (Some(s), Some(p)) = (self.space_ref(id), b.pages.get(i)) else {
             return;
         };
         let quiesce = s.quiesce_count + u64::from(s.quiesce_asked);
-        let (page, frame, left) = (p.page, p.frame, p.left);
+        let (page, frame, left) = (p.page, p.frame.or(p.noted), p.left);
         for sub in which.iter() {
             let at = page.subpage(sub);
             // Not what has come to its place since; itself may be elsewhere.
@@ -1319,6 +1362,33 @@ impl<S: PageStore> Core<'_, S> {
                 self.stats.dropped_in_batch += 1;
             }
         }
+    }
+
+    /// A removal of this was heard while a request for it is on the ring: ours, or the process's, which has moved
+    /// the place away before the request came to it? Then what was read of it is no longer its content.
+    /// That is known when the request has ended.
+    pub(super) fn in_doubt(&self, id: SpaceId, entry: Entry) -> bool {
+        let Entry::Staged(frame, sub) = entry else {
+            return false;
+        };
+        let requests = |b: &&Batch| b.submitted() && !self.notes.is_settled(id);
+        let batch = self.space_ref(id).and_then(|s| s.batch.as_ref());
+        batch.filter(requests).is_some_and(|b| {
+            b.pages.iter().enumerate().any(|(i, p)| {
+                p.frame.or(p.noted) == Some(frame)
+                    && self.notes.queued(id, i).has(sub)
+                    && self.notes.counted(id, i, 1).has(sub)
+            })
+        })
+    }
+
+    /// A predecessor's batch whose requests have not ended needs the map to say what is in `frame`.
+    pub(super) fn is_noted(&self, frame: FrameId) -> bool {
+        self.spaces.iter().flatten().any(|s| {
+            s.batch.as_ref().is_some_and(|b| {
+                b.phase == Phase::Recover && b.pages.iter().any(|p| p.noted == Some(frame))
+            })
+        })
     }
 
     /// Where in a space a staged subpage is now: at `first`, or where the process has moved it.
@@ -1384,12 +1454,11 @@ impl<S: PageStore> Core<'_, S> {
             return;
         };
         p.mask = p.mask.minus(run);
-        let page = p.page;
         let dropped = run
             .and(self.notes.queued(id, i))
             .and(self.notes.counted(id, i, 1));
         // In this order: dying between them, a successor does both again.
-        self.process_drops(id, page, dropped);
+        self.dropped_after_all(id, b, i, dropped);
         self.notes.set_queued(id, i, run, false);
     }
 

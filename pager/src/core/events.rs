@@ -37,8 +37,9 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     fn apply(&mut self, id: SpaceId, event: Event, seq: u32, gone: bool) {
-        if let Some(b) = self.space(id).and_then(|s| s.batch.as_mut()) {
-            if !matches!(event, Event::Fault { .. }) {
+        if let (false, Some(s)) = (matches!(event, Event::Fault { .. }), self.space(id)) {
+            s.calm = None;
+            if let Some(b) = s.batch.as_mut() {
                 b.list_again();
             }
         }
@@ -160,10 +161,8 @@ impl<S: PageStore> Core<'_, S> {
                 s.hearsay.remove(part);
                 s.forget_never(part);
                 s.restore.disturb(part);
-                if let Some(b) = s.batch.as_mut() {
-                    b.lose(part);
-                }
             }
+            self.batch_loses(id, part, false);
         }
     }
 
@@ -298,12 +297,12 @@ impl<S: PageStore> Core<'_, S> {
         s.restore.disturb(new);
         if let Some(b) = s.batch.as_mut() {
             b.chase(old, to);
-            b.lose(old);
-            b.lose(new);
         }
         s.sweep_after = super::Nanos(0);
         let left = s.unsettled.left.clone();
         self.notes.set_left(id, &left);
+        self.batch_loses(id, old, false);
+        self.batch_loses(id, new, true);
         self.crash(CrashPoint::Moved);
     }
 

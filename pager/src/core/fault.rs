@@ -66,10 +66,13 @@ impl<S: PageStore> Core<'_, S> {
             let op = Op::Unprotect { space: id, range };
             return Some((Doing::Unprotect(fault), op));
         }
-        match self.map.entry(id, fault.at) {
+        let entry = self.map.entry(id, fault.at);
+        match entry {
             Entry::Stored(_) | Entry::Staged(..) => {
-                let must_wait =
-                    !known || self.install.is_some() || (!fault.own && self.must_wait_for_room(id));
+                let must_wait = self.in_doubt(id, entry)
+                    || !known
+                    || self.install.is_some()
+                    || (!fault.own && self.must_wait_for_room(id));
                 if must_wait || !self.begin_install(fault, page) {
                     self.hold(fault);
                 }
@@ -347,6 +350,7 @@ impl<S: PageStore> Core<'_, S> {
     fn bytes_of(&self, id: SpaceId, page: PageIndex, i: usize) -> Option<(FrameId, usize)> {
         let install = self.install.as_ref()?;
         match self.map.entry(id, page.subpage(i)) {
+            entry if self.in_doubt(id, entry) => None,
             Entry::Staged(f, k) => Some((f, k)),
             Entry::Stored(l) if install.wanted[i] == Some(l) => Some((install.frame?, i)),
             Entry::Stored(_) | Entry::Nothing | Entry::Dropping(_) => None,

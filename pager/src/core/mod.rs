@@ -94,6 +94,10 @@ const EVERYWHERE: AddrRange = AddrRange::new(65536, (1 << 47) - SUBPAGE_BYTES);
 const ANYWHERE: AddrRange = AddrRange::new(65536, 65536 + SUBPAGE_BYTES);
 /// How often waiting faults are decided again though nothing was heard, nanoseconds.
 const RECHECK_NS: u64 = 2_000_000;
+/// So long it is taken for granted that no change of mappings is under way: less than several of them need.
+const CALM_NS: u64 = 30_000;
+/// A program that changes its mappings all the time is taken on all the same.
+const CALM_TRIES: u32 = 16;
 
 /// The state that a successor takes over.
 #[derive(Clone, Copy)]
@@ -141,11 +145,18 @@ enum Doing {
     Errand(Option<SpaceId>),
     Events(SpaceId),
     Unprotect(Fault),
-    Zero { fault: Fault, subpages: usize },
+    Zero {
+        fault: Fault,
+        subpages: usize,
+    },
     Install,
     Batch(SpaceId),
     Restore(SpaceId),
-    Adopt(SpaceId, AddrRange),
+    Adopt {
+        id: SpaceId,
+        range: AddrRange,
+        calm: bool,
+    },
     Suspect(SpaceId),
     Settle(SpaceId),
     Orphan,
@@ -711,10 +722,7 @@ impl<'m, S: PageStore> Core<'m, S> {
                 .step_suspects(id)
                 .map(|op| (Doing::Suspect(id), op))
                 .or_else(|| self.step_settle(id).map(|op| (Doing::Settle(id), op)))
-                .or_else(|| {
-                    let (r, op) = self.step_adopt(id)?;
-                    Some((Doing::Adopt(id, r), op))
-                })
+                .or_else(|| self.step_adopt(id))
                 .or_else(|| self.step_batch(id).map(|op| (Doing::Batch(id), op)))
                 .or_else(|| self.step_restore(id).map(|op| (Doing::Restore(id), op)));
             if step.is_some() {
@@ -725,7 +733,9 @@ impl<'m, S: PageStore> Core<'m, S> {
         None
     }
 
-    fn step_adopt(&mut self, id: SpaceId) -> Option<(AddrRange, Op)> {
+    /// Registers what the shell found, best while no change of mappings is under way.
+    fn step_adopt(&mut self, id: SpaceId) -> Option<(Doing, Op)> {
+        let now = self.now;
         let s = self.space(id)?;
         if s.life != Life::Serving {
             s.adopt.clear();
@@ -737,19 +747,35 @@ impl<'m, S: PageStore> Core<'m, S> {
         if s.suspects.iter().any(asked) {
             return None;
         }
+        let calm = s.calm.is_some_and(|t| now < t.after(CALM_NS));
+        if !calm && s.calm_tries < CALM_TRIES {
+            s.calm_tries += 1;
+            let check = Op::Unprotect {
+                space: id,
+                range: ANYWHERE,
+            };
+            return Some((Doing::Settle(id), check));
+        }
+        s.calm_tries = 0;
         s.adopt.pop_front();
-        Some((range, Op::Register { space: id, range }))
+        Some((
+            Doing::Adopt { id, range, calm },
+            Op::Register { space: id, range },
+        ))
     }
 
-    /// A range was registered. What stands there is not believed before no change of mappings is under way:
-    /// the message that the last occupant has gone may be on the way, and must not be taken for the new one's.
-    fn adopted(&mut self, id: SpaceId, range: AddrRange, outcome: Outcome) {
+    /// A range was registered. If no change of mappings was under way, what is heard of the place from now on is about
+    /// what stands there. Else it is not believed before that is so: the message that the last occupant has gone may
+    /// be on the way, and must not be taken for the new one's.
+    fn adopted(&mut self, id: SpaceId, range: AddrRange, calm: bool, outcome: Outcome) {
         match outcome {
             Outcome::Done => {
                 self.crash(CrashPoint::Registered);
                 // Whoever is forked from now on has this, and not what was here before.
                 self.clear_graves(|g| g.space == id && range.contains(g.witness.start()));
-                if let Some(s) = self.space(id) {
+                if calm {
+                    self.believe(id, range);
+                } else if let Some(s) = self.space(id) {
                     s.unsettled.reborn.add(range);
                     s.unsettled.adopted.push(range);
                 }
@@ -817,10 +843,17 @@ impl<'m, S: PageStore> Core<'m, S> {
             Doing::Settle(id) => match outcome {
                 Outcome::Gone => self.gone(id),
                 Outcome::EventsPending => self.events_pending(id),
-                _ => self.progressed(id),
+                _ => {
+                    self.progressed(id);
+                    if let Some(s) = self.space(id) {
+                        s.calm = Some(now);
+                    }
+                    // What needs calm comes at once.
+                    self.turn = usize::from(id.0);
+                }
             },
             Doing::Suspect(id) => self.suspect_tried(id, outcome),
-            Doing::Adopt(id, range) => self.adopted(id, range, outcome),
+            Doing::Adopt { id, range, calm } => self.adopted(id, range, calm, outcome),
             Doing::Orphan => {}
         }
     }
@@ -856,6 +889,8 @@ impl<'m, S: PageStore> Core<'m, S> {
         if self.orphan_ticket.is_some() {
             return None;
         }
+        let free = self.orphans.iter().position(|&f| !self.is_noted(f))?;
+        self.orphans.swap(0, free);
         let frame = *self.orphans.front()?;
         let mask = self.staged_anywhere(frame);
         if mask.is_empty() {

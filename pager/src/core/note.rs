@@ -7,8 +7,8 @@
 //! crash changes nothing.
 //!
 //! Layout by space, 64 words: word 0: pages noted, and bit 32 when all
-//! requests have ended; then for page `i` word 1+3i: page index, 2+3i: mask |
-//! queued << 16, 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32;
+//! requests have ended; then for page `i` word 1+3i: page index | (its frame + 1) << 48, 2+3i: mask |
+//! queued << 16 | gone << 32 | how many messages told of that << 48 (3: or more), 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32;
 //! word 49: the request that was being queued last: requests that the ring will have had with it | page
 //! << 32 | first subpage << 40 | subpages << 48; words 50 to 62: old places of moves whose second message has
 //! not come, first subpage << 28 | subpages; word 63: bit 32 and the sequence number of the move whose new
@@ -19,7 +19,7 @@
 
 use holo_proto::{AddrRange, PAGE_SUBPAGES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageMask};
 
-use super::map::SPACES;
+use super::map::{FrameId, SPACES};
 use super::words::{Words, get, set};
 
 /// Most pages in a batch.
@@ -32,6 +32,8 @@ const LEFT_AT: usize = LAST + 1;
 const LEFT: usize = CLEARED - LEFT_AT;
 /// The move whose new place was cleared last.
 const CLEARED: usize = WORDS - 1;
+/// In the first word of a page: above its index, its frame.
+const FRAME_SHIFT: u32 = 48;
 /// In word 0: all requests have ended.
 const SETTLED: u64 = 1 << 32;
 /// In word 63: there was such a move.
@@ -58,12 +60,13 @@ impl<'m> Notes<'m> {
     pub(crate) fn write(
         &self,
         space: SpaceId,
-        pages: impl ExactSizeIterator<Item = (PageIndex, SubpageMask)>,
+        pages: impl ExactSizeIterator<Item = (PageIndex, SubpageMask, Option<FrameId>)>,
     ) {
         let count = pages.len();
         assert!(count <= BATCH_PAGES, "{count} pages in a batch");
-        for (i, (page, mask)) in pages.enumerate() {
-            set(self.words, Self::at(space, 1 + 3 * i), page.0);
+        for (i, (page, mask, frame)) in pages.enumerate() {
+            let frame = frame.map_or(0, |f| u64::from(f.0) + 1) << FRAME_SHIFT;
+            set(self.words, Self::at(space, 1 + 3 * i), page.0 | frame);
             set(self.words, Self::at(space, 2 + 3 * i), u64::from(mask.0));
             set(self.words, Self::at(space, 3 + 3 * i), 0);
         }
@@ -141,10 +144,17 @@ impl<'m> Notes<'m> {
     }
 
     pub(crate) fn page(&self, space: SpaceId, i: usize) -> (PageIndex, SubpageMask) {
+        let word = get(self.words, Self::at(space, 1 + 3 * i));
         (
-            PageIndex(get(self.words, Self::at(space, 1 + 3 * i))),
+            PageIndex(word & ((1 << FRAME_SHIFT) - 1)),
             SubpageMask((get(self.words, Self::at(space, 2 + 3 * i)) & 0xffff) as u16),
         )
+    }
+
+    /// The frame that page `i` was read into.
+    pub(crate) fn frame(&self, space: SpaceId, i: usize) -> Option<FrameId> {
+        let word = get(self.words, Self::at(space, 1 + 3 * i)) >> FRAME_SHIFT;
+        Some(FrameId(u16::try_from(word).ok()?.checked_sub(1)?))
     }
 
     /// Writes down that requests for `run` of page `i` are on the ring, or not after all.
@@ -157,6 +167,24 @@ impl<'m> Notes<'m> {
         let bits = u64::from(run.0) << 16;
         let word = get(self.words, at);
         set(self.words, at, if on { word | bits } else { word & !bits });
+    }
+
+    /// Writes down which subpages of page `i` were unmapped or moved away, and how many messages said so.
+    pub(crate) fn set_gone(&self, space: SpaceId, i: usize, gone: SubpageMask, told: u8) {
+        if i >= BATCH_PAGES {
+            return;
+        }
+        let at = Self::at(space, 2 + 3 * i);
+        let word = get(self.words, at) & 0xffff_ffff;
+        let told = u64::from(told.min(3)) << 48;
+        set(self.words, at, word | u64::from(gone.0) << 32 | told);
+    }
+
+    /// What [`Notes::set_gone`] wrote.
+    pub(crate) fn gone(&self, space: SpaceId, i: usize) -> (SubpageMask, u8) {
+        let word = get(self.words, Self::at(space, 2 + 3 * i));
+        let gone = SubpageMask((word >> 32 & 0xffff) as u16);
+        (gone, (word >> 48 & 3) as u8)
     }
 
     /// Writes down the request for `count` subpages of page `i` that is to be queued next; the ring will have

@@ -161,6 +161,9 @@ pub(crate) struct Space {
     pub(crate) heads_forgotten: bool,
     /// Mappings to register, in order.
     pub(crate) adopt: VecDeque<AddrRange>,
+    /// When no change of mappings was under way, and how often there was one since the last registration.
+    pub(crate) calm: Option<Nanos>,
+    pub(crate) calm_tries: u32,
     /// Events wait, or may wait: read before deciding anything.
     pub(crate) drain: bool,
     /// An ioctl said that events are pending, but none could be read: its waiter has not run on.
@@ -211,6 +214,8 @@ impl Space {
             never: Ranges::new(),
             heads_forgotten: false,
             adopt: VecDeque::with_capacity(4096),
+            calm: None,
+            calm_tries: 0,
             drain: true,
             retry_at: None,
             said_pending: false,

@@ -71,8 +71,8 @@ pub(crate) struct Sim<'m> {
     pub(crate) ring_made: BTreeMap<MmId, bool>,
     /// A predecessor's rings: nothing is taken from them until they are quiet.
     pub(crate) quiet_wait: BTreeSet<SpaceId>,
-    /// Spaces that the shell has looked for mappings in.
-    looked_at: BTreeSet<SpaceId>,
+    /// Spaces that the shell has looked for mappings in, and what it saw.
+    looked_at: BTreeMap<SpaceId, BTreeSet<(u64, u64)>>,
     /// Spaces that were told to let go.
     pub(crate) detaching: BTreeSet<MmId>,
     pub(crate) closed: u64,
@@ -100,7 +100,7 @@ impl<'m> Sim<'m> {
             heads_told: BTreeSet::new(),
             ring_made: BTreeMap::new(),
             quiet_wait: BTreeSet::new(),
-            looked_at: BTreeSet::new(),
+            looked_at: BTreeMap::new(),
             detaching: BTreeSet::new(),
             closed: 0,
             moved: false,
@@ -157,18 +157,30 @@ impl<'m> Sim<'m> {
             if self.detaching.contains(&mm) {
                 continue;
             }
-            // The shell finds what is new to itself: after a take-over, all of it.
-            let all = self.looked_at.insert(space);
-            let fresh: Vec<AddrRange> = self.kernel.mms[mm]
+            // What is new to the shell (a mapping that grew is; after a take-over, everything is), and now and then,
+            // when it reads the flags as well, what is not registered.
+            let found: Vec<(u64, u64)> = self.kernel.mms[mm]
                 .vmas
                 .iter()
-                .filter(|m| (all || m.uffd.is_none()) && !m.locked && m.prot == Prot::Write)
+                .filter(|m| !m.locked && m.prot == Prot::Write)
                 .filter(|m| {
                     !self.kernel.mms[mm]
                         .all_heads()
                         .any(|h| h >= m.start && h < m.end)
                 })
-                .map(|m| addresses(m.start, m.end))
+                .map(|m| (m.start, m.end))
+                .collect();
+            let seen = self
+                .looked_at
+                .insert(space, found.iter().copied().collect());
+            let unregistered = |start| {
+                let vma = self.kernel.mms[mm].vma(start);
+                vma.is_some_and(|m| m.uffd.is_none())
+            };
+            let fresh: Vec<AddrRange> = found
+                .into_iter()
+                .filter(|r| !seen.as_ref().is_some_and(|s| s.contains(r)) || unregistered(r.0))
+                .map(|(start, end)| addresses(start, end))
                 .collect();
             for range in fresh {
                 self.send(Input::Adopt { space, range });
