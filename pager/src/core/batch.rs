@@ -1258,14 +1258,10 @@ impl<S: PageStore> Core<'_, S> {
             }
         }
         // A predecessor's that is settled was a repair.
-        if result == NEVER_RAN && b.submitted() && !self.notes.is_settled(id) {
+        let offered = b.submitted() && !self.notes.is_settled(id);
+        if result == NEVER_RAN && offered {
             self.offered_nothing(id, &mut b, i, run);
-        } else if let (Some(p), true) = (
-            b.pages.get_mut(i),
-            result < 0
-                && matches!(b.phase, Phase::Wait | Phase::Recover)
-                && !self.notes.is_settled(id),
-        ) {
+        } else if let (Some(p), true) = (b.pages.get_mut(i), result < 0 && offered) {
             // It stopped on the way, or found holes. Where no message of it was heard it has offered nothing of
             // ours, and what is heard from now on is the process's.
             let heard = self.notes.counted(id, i, 1);
@@ -1275,6 +1271,12 @@ impl<S: PageStore> Core<'_, S> {
             if result != HOLES {
                 p.quiet = p.quiet.or(unheard);
                 p.doubtful = p.doubtful.or(run.and(heard));
+                // Where it stopped, and behind that, it has done nothing.
+                let last = run
+                    .iter()
+                    .last()
+                    .map_or(SubpageMask::NONE, |i| run_mask(i, 1));
+                self.offered_nothing(id, &mut b, i, last);
             } else if run.count() == 1 {
                 // One that is all hole has done nothing.
                 self.offered_nothing(id, &mut b, i, run);

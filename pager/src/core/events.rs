@@ -405,6 +405,9 @@ impl<S: PageStore> Core<'_, S> {
                 g.witness = from.offset(at.0 - new.start.0).subpage();
             } else if at >= new.end && at < free_to {
                 g.witness = from.subpage();
+            } else if new.contains(g.witness.start()) {
+                let old = from.offset(g.witness.start().0 - new.start.0);
+                g.witness_too = Some(old.subpage());
             }
         }
     }
@@ -424,6 +427,7 @@ impl<S: PageStore> Core<'_, S> {
             at,
             entry,
             witness: at,
+            witness_too: None,
             dropped,
         });
     }
@@ -571,6 +575,7 @@ impl<S: PageStore> Core<'_, S> {
                 at,
                 entry,
                 witness,
+                witness_too,
                 ..
             } = self.graves[i];
             let free = space == parent && self.map.entry(child, at) == Entry::Nothing;
@@ -578,11 +583,12 @@ impl<S: PageStore> Core<'_, S> {
                 break;
             }
             if free {
-                suspects.push(Suspect {
+                let all = [witness].into_iter().chain(witness_too);
+                suspects.extend(all.map(|witness| Suspect {
                     at,
                     witness,
                     if_there: true,
-                });
+                }));
             }
         }
         self.crash(CrashPoint::ForkCopied);

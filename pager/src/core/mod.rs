@@ -134,6 +134,8 @@ struct Grave {
     entry: Entry,
     /// A child that has something registered here was forked before.
     witness: SubpageIndex,
+    /// And here, if something else has come to the first witness since.
+    witness_too: Option<SubpageIndex>,
     /// Only for forks whose message was read together with the removal's.
     dropped: bool,
 }
