@@ -68,8 +68,9 @@ impl<S: PageStore> Core<'_, S> {
         }
         match self.map.entry(id, fault.at) {
             Entry::Stored(_) | Entry::Staged(..) => {
-                let must_wait =
-                    !known || self.install.is_some() || (!fault.own && self.must_wait_for_room(id));
+                let must_wait = !known
+                    || self.install.is_some()
+                    || (!fault.own && self.must_wait_for_room(id, page));
                 if must_wait || !self.begin_install(fault, page) {
                     self.hold(fault);
                 }
@@ -78,7 +79,7 @@ impl<S: PageStore> Core<'_, S> {
             // The restorer wants no zeros.
             Entry::Nothing | Entry::Dropping(_) if fault.own => None,
             Entry::Nothing | Entry::Dropping(_) => {
-                if fault.write && self.must_wait_for_room(id) {
+                if fault.write && self.must_wait_for_room(id, page) {
                     self.hold(fault);
                     return None;
                 }
