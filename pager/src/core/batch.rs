@@ -432,6 +432,14 @@ impl Space {
     }
 }
 
+/// Whether a request of ours may be what touches this page: eviction waits for it, and so it for nothing.
+pub(super) fn populates(s: &Space, page: PageIndex) -> bool {
+    s.restore.covers(page)
+        || s.batch
+            .as_ref()
+            .is_some_and(|b| b.phase == Phase::RepairWait && b.pages.iter().any(|p| p.page == page))
+}
+
 /// Whether waiting for this space's eviction can help a fault of `by` that needs memory.
 pub(super) fn can_make_room(s: &Space, by: SpaceId, small_bytes: u64, now: Nanos) -> bool {
     // Whoever faults is not stopped, so its ring only wants a CPU.
@@ -449,14 +457,14 @@ pub(super) fn can_make_room(s: &Space, by: SpaceId, small_bytes: u64, now: Nanos
             Ring::Asked(since) => now < since.after(STUCK_NS),
             Ring::Absent | Ring::Ready => true,
         }
-        && s.restore.is_idle()
+        // It goes on when what stayed is dirty again; that takes the ring, and the ring a CPU.
+        && (s.restore.is_idle() || now < s.restore.went_on.after(patience))
         && s.fruitless < FRUITLESS
         && s.usage_bytes > 0
         && !s.regions.is_empty()
         && match &s.batch {
-            // A repair may wait for just this fault.
-            Some(b) if b.phase == Phase::RepairWait => false,
-            // A predecessor's repair may, too.
+            Some(b) if b.phase == Phase::RepairWait => now < b.waiting_since.after(patience),
+            // A predecessor's repair may wait for just this fault.
             Some(b) if b.phase == Phase::Recover => now < b.waiting_since.after(STUCK_NS),
             Some(b) if b.phase == Phase::Wait => now < b.waiting_since.after(patience),
             Some(_) | None => true,
@@ -644,9 +652,10 @@ impl<S: PageStore> Core<'_, S> {
                 mask = mask.with(i);
             }
         }
+        let now = self.now;
         if let Some(s) = self.space(id) {
             for (first, count) in droppable.runs() {
-                s.restore.push(run(page, first, count));
+                s.restore.push(run(page, first, count), now);
             }
         }
         if dropping {
@@ -1107,7 +1116,7 @@ impl<S: PageStore> Core<'_, S> {
             return;
         };
         b.ticket = None;
-        let at = b.at;
+        let (at, now) = (b.at, self.now);
         b.at += 1;
         if let Some(p) = b.pages.get_mut(at) {
             match result {
@@ -1122,7 +1131,7 @@ impl<S: PageStore> Core<'_, S> {
                     // is free when the map no longer needs it.
                     let range = p.page.range();
                     if let Some(s) = self.space(id) {
-                        s.restore.push(range);
+                        s.restore.push(range, now);
                     }
                 }
             }
@@ -1201,6 +1210,7 @@ impl<S: PageStore> Core<'_, S> {
             }
         }
         let bytes = u64::from(gone.count()) * SUBPAGE_BYTES;
+        let now = self.now;
         if let Some(s) = self.space(id) {
             s.usage_bytes = s.usage_bytes.saturating_sub(bytes);
             if stayed.is_empty() {
@@ -1208,7 +1218,7 @@ impl<S: PageStore> Core<'_, S> {
             } else {
                 s.enqueue(p.page, true);
                 for (first, count) in stayed.runs() {
-                    s.restore.push(p.run(first, count));
+                    s.restore.push(p.run(first, count), now);
                 }
             }
         }

@@ -219,6 +219,7 @@ impl<S: PageStore> Core<'_, S> {
             end: to.offset(len),
         };
         self.witnessed(id, old);
+        let mut moved_on = Vec::new();
         let Some(s) = self.space(id) else { return };
         s.adopt_again(old);
         s.adopt_again(new);
@@ -230,11 +231,23 @@ impl<S: PageStore> Core<'_, S> {
             youth.own.add(new);
         }
         // Only stale entries are left where the child has never been.
-        s.suspects.retain(|x| !old.contains(x.at.start()));
-        let stale: Vec<_> = s
+        let mut stale: Vec<_> = s
             .suspects
             .extract_if(.., |x| new.contains(x.at.start()))
             .collect();
+        // What moves was there, so much is known now; if that was to be found out elsewhere, it still is, and where the
+        // process has put itself what moves, it cannot be any more.
+        for mut x in s.suspects.extract_if(.., |x| old.contains(x.at.start())) {
+            if x.witness == x.at {
+                continue;
+            } else if new.contains(x.witness.start()) {
+                stale.push(x);
+            } else {
+                x.at = to.offset(x.at.start().0 - from.0).subpage();
+                moved_on.push(x);
+            }
+        }
+        s.suspects.append(&mut moved_on);
         for x in stale {
             self.set_entry(id, x.at, Entry::Nothing);
         }

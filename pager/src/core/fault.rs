@@ -2,6 +2,7 @@
 
 use holo_proto::{
     AddrRange, PAGE_BYTES, PAGE_SUBPAGES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex,
+    SubpageMask,
 };
 
 use super::space::Life;
@@ -28,6 +29,7 @@ pub(crate) struct Install {
     pub(crate) fault: Fault,
     pub(super) page: PageIndex,
     pub(crate) frame: Option<FrameId>,
+    only: SubpageMask,
     wanted: Locations,
     fetching: Option<Ticket>,
     get_begun: bool,
@@ -72,7 +74,7 @@ impl<S: PageStore> Core<'_, S> {
                 let must_wait = self.in_doubt(id, entry)
                     || !known
                     || self.install.is_some()
-                    || (!fault.own && self.must_wait_for_room(id));
+                    || (!fault.own && self.must_wait_for_room(id, page));
                 if must_wait || !self.begin_install(fault, page) {
                     self.hold(fault);
                 }
@@ -81,7 +83,7 @@ impl<S: PageStore> Core<'_, S> {
             // The restorer wants no zeros.
             Entry::Nothing | Entry::Dropping(_) if fault.own => None,
             Entry::Nothing | Entry::Dropping(_) => {
-                if fault.write && self.must_wait_for_room(id) {
+                if fault.write && self.must_wait_for_room(id, page) {
                     self.hold(fault);
                     return None;
                 }
@@ -279,8 +281,14 @@ impl<S: PageStore> Core<'_, S> {
 
     /// False if no frame is free.
     fn begin_install(&mut self, fault: Fault, page: PageIndex) -> bool {
+        // The restorer takes no more than it is about: with the rest, what was evicted just now would come back.
+        let restored = self
+            .space_ref(fault.space)
+            .filter(|s| fault.own && s.life == Life::Serving)
+            .and_then(|s| s.restore.direct_range());
+        let only = restored.map_or(SubpageMask::ALL, |r| SubpageMask::of_page_in(page, r));
         let mut wanted: Locations = [None; PAGE_SUBPAGES];
-        for (i, w) in wanted.iter_mut().enumerate() {
+        for (i, w) in wanted.iter_mut().enumerate().filter(|&(i, _)| only.has(i)) {
             if let Entry::Stored(l) = self.map.entry(fault.space, page.subpage(i)) {
                 *w = Some(l);
             }
@@ -299,6 +307,7 @@ impl<S: PageStore> Core<'_, S> {
             fault,
             page,
             frame,
+            only,
             wanted,
             fetching,
             get_begun: false,
@@ -350,7 +359,7 @@ impl<S: PageStore> Core<'_, S> {
     fn bytes_of(&self, id: SpaceId, page: PageIndex, i: usize) -> Option<(FrameId, usize)> {
         let install = self.install.as_ref()?;
         match self.map.entry(id, page.subpage(i)) {
-            entry if self.in_doubt(id, entry) => None,
+            entry if !install.only.has(i) || self.in_doubt(id, entry) => None,
             Entry::Staged(f, k) => Some((f, k)),
             Entry::Stored(l) if install.wanted[i] == Some(l) => Some((install.frame?, i)),
             Entry::Stored(_) | Entry::Nothing | Entry::Dropping(_) => None,

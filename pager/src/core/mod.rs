@@ -59,7 +59,9 @@ mod words;
 
 use std::collections::VecDeque;
 
-use holo_proto::{AddrRange, PAGE_BYTES, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask};
+use holo_proto::{
+    AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask,
+};
 
 use crate::store::api::{Completion, PageStore, Ticket};
 use fault::{Fault, Install};
@@ -979,8 +981,11 @@ impl<'m, S: PageStore> Core<'m, S> {
 
     /// Whether a fault that needs memory should wait: there is none left in the budget, and waiting
     /// helps.
-    fn must_wait_for_room(&self, by: SpaceId) -> bool {
+    fn must_wait_for_room(&self, by: SpaceId, page: PageIndex) -> bool {
         self.usage_bytes() + PAGE_BYTES > self.budget_bytes
+            && !self
+                .space_ref(by)
+                .is_some_and(|s| batch::populates(s, page))
             && self
                 .spaces
                 .iter()

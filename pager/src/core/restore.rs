@@ -18,7 +18,7 @@ use holo_proto::{AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
 use super::fault::Fault;
 use super::space::{Life, Ring};
-use super::{Advice, Core, CrashPoint, NEVER_RAN, NOT_WRITABLE, Op, Outcome};
+use super::{Advice, Core, CrashPoint, NEVER_RAN, NOT_WRITABLE, Nanos, Op, Outcome};
 use crate::store::api::PageStore;
 
 /// Marks a ring request as the restorer's; the rest of the tag is the page.
@@ -92,6 +92,8 @@ pub(crate) struct Restore {
     /// Pages that no request can be about as a whole: asked for subpage by subpage.
     holed: VecDeque<PageIndex>,
     step: Step,
+    /// When it last began something or heard of its end.
+    pub(crate) went_on: Nanos,
 }
 
 impl Restore {
@@ -102,10 +104,13 @@ impl Restore {
 
     /// Whether `page` is in a range that is being restored.
     pub(crate) fn covers(&self, page: PageIndex) -> bool {
-        self.queue.iter().any(|r| r.overlaps(page.range()))
+        let flights = self.flights.iter().map(|f| &f.range);
+        let mut all = self.queue.iter().chain(flights);
+        all.any(|r| r.overlaps(page.range()))
     }
 
-    pub(crate) fn push(&mut self, range: AddrRange) {
+    pub(crate) fn push(&mut self, range: AddrRange, now: Nanos) {
+        self.went_on = now;
         self.queue.push_back(range);
     }
 
@@ -117,6 +122,11 @@ impl Restore {
         if let Some(d) = self.direct.as_mut().filter(|d| d.range.overlaps(range)) {
             d.disturbed = true;
         }
+    }
+
+    /// What is being restored without the ring.
+    pub(crate) fn direct_range(&self) -> Option<AddrRange> {
+        self.direct.as_ref().map(|d| d.range)
     }
 
     /// A request is on the ring.
@@ -170,6 +180,7 @@ fn one(at: SubpageIndex) -> AddrRange {
 
 impl<S: PageStore> Core<'_, S> {
     pub(super) fn never(&mut self, id: SpaceId, range: AddrRange) {
+        let now = self.now;
         if let Some(s) = self.space(id) {
             if s.never
                 .around(range.start)
@@ -178,18 +189,19 @@ impl<S: PageStore> Core<'_, S> {
                 return;
             }
             s.never.add(range);
-            s.restore.push(range);
+            s.restore.push(range, now);
         }
     }
 
     pub(super) fn begin_detach(&mut self, id: SpaceId) {
+        let now = self.now;
         if let Some(s) = self.space(id) {
             if s.life == Life::Over {
                 return;
             }
             s.life = Life::Detaching;
             s.adopt.clear();
-            s.restore.push(AddrRange::new(0, super::USER_END.0));
+            s.restore.push(AddrRange::new(0, super::USER_END.0), now);
         }
     }
 
@@ -405,7 +417,9 @@ impl<S: PageStore> Core<'_, S> {
         if outcome == Outcome::Gone {
             return self.gone(id);
         }
+        let now = self.now;
         let Some(s) = self.space(id) else { return };
+        s.restore.went_on = now;
         let step = std::mem::take(&mut s.restore.step);
         if outcome == Outcome::EventsPending {
             // Made again when all messages are applied.
@@ -449,7 +463,9 @@ impl<S: PageStore> Core<'_, S> {
 
     /// A populate request ended.
     pub(super) fn restored(&mut self, id: SpaceId, page: PageIndex, result: i32) {
+        let now = self.now;
         let Some(s) = self.space(id) else { return };
+        s.restore.went_on = now;
         s.restore.full = false;
         let Some(i) = s.restore.flights.iter().position(|f| f.page() == page) else {
             return;

@@ -403,9 +403,13 @@ impl Kernel {
                 let quiet = is_quiet(&self.mms[mm])
                     && (!self.mms[mm].forked || self.mms.iter().all(is_quiet));
                 let calm = new_len <= len || quiet;
+                let certain = self.knobs.wild
+                    || !self.drops_in_flight(mm, from, from + len)
+                        && !self.would_tell_twice(mm, to, to + new_len);
                 (apart
                     && inside
                     && (calm || self.knobs.wild)
+                    && certain
                     && (own(self, from, from + len) || self.is_newcomers(mm, from, end))
                     && free(self, from, from + widest)
                     && there)

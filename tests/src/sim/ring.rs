@@ -121,14 +121,28 @@ impl Kernel {
     /// The program dropped what a request of the pager's that has not ended is about: in a child forked now
     /// the pager cannot tell which of the two messages is whose (a stated limit; no fork is made then).
     pub(crate) fn drop_is_ambiguous(&self, mm: MmId) -> bool {
+        self.drops_in_flight(mm, 0, u64::MAX)
+    }
+
+    /// The program dropped something in a range that a request of the pager's is about which has not ended. If the
+    /// place moves away now, and the request finds something else there, or nothing, the pager cannot tell in every
+    /// case whose message it heard (a stated limit).
+    pub(crate) fn drops_in_flight(&self, mm: MmId, start: u64, end: u64) -> bool {
+        let hit = |r: &Request| r.dropped && r.start < end && start < r.end;
         let running = |t: &Thread| {
-            t.mm == mm
-                && matches!(&t.task, Task::Advise(a) if a.request.as_ref().is_some_and(|r| r.dropped))
+            t.mm == mm && matches!(&t.task, Task::Advise(a) if a.request.as_ref().is_some_and(hit))
         };
-        self.rings[mm]
-            .as_ref()
-            .is_some_and(|r| r.queue.iter().any(|q| q.dropped))
-            || self.threads.iter().any(running)
+        let queued = self.rings[mm].as_ref().map(|r| &r.queue);
+        queued.is_some_and(|q| q.iter().any(hit)) || self.threads.iter().any(running)
+    }
+
+    /// A request of the pager's has told of a range that it has not come to the end of. What moves there now it finds
+    /// as another mapping, and tells of again: the pager takes that for a removal of the program's (a stated limit).
+    pub(crate) fn would_tell_twice(&self, mm: MmId, start: u64, end: u64) -> bool {
+        self.threads.iter().any(|t| {
+            let hit = |a: &Advise| a.request.is_some() && a.cursor < end && start < a.told_to;
+            t.mm == mm && matches!(&t.task, Task::Advise(a) if hit(a))
+        })
     }
 
     pub(crate) fn kick_ring(&mut self, mm: MmId) {
