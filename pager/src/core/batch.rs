@@ -91,6 +91,10 @@ struct BatchPage {
     /// Of requests that stopped on the way: subpages of which nothing had been heard, and the others.
     quiet: SubpageMask,
     doubtful: SubpageMask,
+    /// Heard of before something below it in the same request, and what that was: if that was there, the message
+    /// was not ours.
+    early: SubpageMask,
+    skipped: SubpageMask,
     /// A request may have hit what is there now, or it is not certain whose removal was heard.
     repair: bool,
     /// A writer waited for it.
@@ -226,27 +230,35 @@ impl Batch {
     }
 
     /// A removal message came. `count` gets each page of the batch with the subpages that our own requests
-    /// may explain; of the others the batch forgets those that were dropped. `queued` says of which
-    /// subpages of a page a request is on the ring. A message of ours is about no more than one request.
+    /// may explain; of the others the batch forgets those that were dropped. `noted` says of which
+    /// subpages of a page a request is on the ring, and what was heard of. A message of ours is about no more than
+    /// one request, which goes upwards.
     pub(crate) fn note_removal(
         &mut self,
         range: AddrRange,
-        queued: impl Fn(usize) -> SubpageMask,
+        noted: impl Fn(usize) -> (SubpageMask, SubpageMask),
         mut count: impl FnMut(usize, SubpageMask),
     ) {
         let submitted = self.submitted();
         for (i, p) in self.pages.iter_mut().enumerate() {
             let named = SubpageMask::of_page_in(p.page, range);
             let covered = named.and(p.mask);
-            let within =
-                p.page.range().intersect(range) == range && named.minus(queued(i)).is_empty();
+            let (queued, heard) = noted(i);
+            let within = p.page.range().intersect(range) == range && named.minus(queued).is_empty();
             let ours = if submitted && within {
                 covered
             } else {
                 SubpageMask::NONE
             };
             p.mask = p.mask.minus(covered.minus(ours));
-            if !ours.is_empty() {
+            if let Some(first) = ours.iter().next() {
+                let request = queued.runs().find(|&(at, n)| (at..at + n).contains(&first));
+                let before = request.map_or(SubpageMask::NONE, |(at, _)| run_mask(at, first - at));
+                let skipped = before.minus(heard);
+                if !skipped.is_empty() {
+                    p.early = p.early.or(ours);
+                    p.skipped = p.skipped.or(skipped);
+                }
                 count(i, ours);
             }
         }
@@ -381,6 +393,8 @@ impl BatchPage {
             holed: SubpageMask::NONE,
             quiet: SubpageMask::NONE,
             doubtful: SubpageMask::NONE,
+            early: SubpageMask::NONE,
+            skipped: SubpageMask::NONE,
             repair: false,
             waiter: false,
             open: false,
@@ -1325,9 +1339,16 @@ impl<S: PageStore> Core<'_, S> {
         let (quiet, doubtful) = (p.quiet, p.doubtful);
         (p.quiet, p.doubtful) = (SubpageMask::NONE, SubpageMask::NONE);
         // If all that has gone went at once, that is the hole: it had gone before the request came there.
-        let hole = std::mem::take(&mut p.holed).and(p.gone);
+        let holed = std::mem::take(&mut p.holed);
+        let hole = holed.and(p.gone);
+        let early = p.early.and(doubtful.or(holed));
+        let was_there = p.skipped.and(p.gone.or(p.left)).is_empty();
         if p.told == 1 && !hole.is_empty() {
             self.offered_nothing(id, b, b.at, hole);
+        }
+        if was_there && !early.is_empty() {
+            let twice = self.notes.counted(id, b.at, 2);
+            self.offered_nothing(id, b, b.at, early.minus(twice));
         }
         let Some(p) = b.pages.get_mut(b.at) else {
             return;

@@ -79,7 +79,7 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) {
             b.note_removal(
                 range,
-                |i| self.notes.queued(id, i),
+                |i| (self.notes.queued(id, i), self.notes.counted(id, i, 1)),
                 |i, ours| noted.push((i, ours)),
             );
             if let Some(s) = self.space(id) {
