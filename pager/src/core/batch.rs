@@ -46,6 +46,8 @@ const REST_NS: u64 = 2_000_000;
 const THREADS_NS: u64 = 30_000;
 /// On a machine where even the next operation always comes later than that, eviction must go on all the same.
 const LATE_LISTS: u32 = 16;
+/// Frames without which no batch begins.
+pub(super) const FRAMES_LEAST: usize = 4;
 /// Around an address that the kernel writes with faults forbidden: the rest of the thread's control block.
 const CONTROL_BLOCK_BYTES: u64 = 4096;
 
@@ -495,7 +497,7 @@ impl<S: PageStore> Core<'_, S> {
             && (!s.policy.is_empty() || (self.now >= s.sweep_after && !s.regions.is_empty()))
             && self.usage_bytes() > self.high_bytes()
             && s.usage_bytes > 0
-            && self.frames.free() >= 4
+            && self.frames.free() >= FRAMES_LEAST
     }
 
     /// The next step of a space's batch; begins one if there is pressure.
@@ -547,7 +549,12 @@ impl<S: PageStore> Core<'_, S> {
                     None
                 }
                 Phase::Wait | Phase::Recover | Phase::RepairWait => return None,
-                Phase::Reread => self.reread(id, b),
+                Phase::Reread => {
+                    // The last one went with what others still need: it comes back when that is stored.
+                    b.spare = b.spare.or_else(|| self.frames.take());
+                    b.spare?;
+                    self.reread(id, b)
+                }
                 Phase::Unprotect => self.unprotect(id, b),
                 Phase::Repair if !b.repair.left.is_empty() && self.awaits_ring(id) => return None,
                 Phase::Repair => self.repair(id, b),

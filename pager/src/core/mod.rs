@@ -380,6 +380,19 @@ impl<'m, S: PageStore> Core<'m, S> {
         self.spaces.iter().flatten().count()
     }
 
+    /// Whether pages of a space are in the store alone.
+    #[must_use]
+    pub fn is_away(&self, space: SpaceId) -> bool {
+        let (mut at, end) = (SubpageIndex(0), USER_END.subpage());
+        while let Some((found, entry)) = self.map.next_in(space, at, end) {
+            if matches!(entry, Entry::Stored(_)) {
+                return true;
+            }
+            at = SubpageIndex(found.0 + 1);
+        }
+        false
+    }
+
     /// The registered mappings of a space, as believed.
     pub fn regions(&self, space: SpaceId) -> impl Iterator<Item = AddrRange> + '_ {
         self.space_ref(space)
@@ -990,6 +1003,8 @@ impl<'m, S: PageStore> Core<'m, S> {
                 .spaces
                 .iter()
                 .flatten()
+                // Stopped processes may hold all frames.
+                .filter(|s| s.batch.is_some() || self.frames.free() >= batch::FRAMES_LEAST)
                 .any(|s| batch::can_make_room(s, by, self.small_child_bytes, self.now))
     }
 }

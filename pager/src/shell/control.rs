@@ -118,6 +118,8 @@ scalars! {
     AnswerFd = 54,
     /// ... of the socket through which `holo-exec` gets fork children's userfaultfds to keep.
     KeepersFd = 55,
+    /// Pagers that ended because of a fault of their own.
+    Panics = 56,
     /// All that was attached was asked to be detached.
     Detaching = 41,
     /// The command line is stopped, or about to, because the command was.

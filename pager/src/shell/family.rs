@@ -106,6 +106,14 @@ pub(crate) fn is_gone(uffd: &Uffd) -> bool {
     matches!(uffd.unprotect(NOWHERE, false), Err(UffdError::Gone))
 }
 
+/// Whether the address space lives and no change of its mappings is under way, of which nobody has heard yet.
+pub(crate) fn is_calm(uffd: &Uffd) -> bool {
+    matches!(
+        uffd.unprotect(NOWHERE, false),
+        Err(UffdError::EdgeOfMapping)
+    )
+}
+
 /// Ends what `pid` has to do with a descriptor that serves it no longer, before that is closed. All its
 /// pages are there.
 ///

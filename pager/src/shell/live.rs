@@ -24,6 +24,7 @@ use crate::sys::notify::Bell;
 use crate::sys::pagemap::{Pagemap, PresentRun};
 use crate::sys::procfs::{self, PinCount, Tasks};
 use crate::sys::ring::{self, AdviceRing};
+use crate::sys::spawn::PollSet;
 use crate::sys::uffd::{CopyMode, Uffd};
 use crate::sys::{clock, spawn, table};
 
@@ -48,6 +49,7 @@ pub(crate) enum Errand {
     /// No space could be made.
     Refused {
         pid: i32,
+        target: Box<Target>,
     },
     NeedRing(SpaceId),
     /// What was opened by a process id is about a thread that has ended.
@@ -255,7 +257,7 @@ impl Live {
     }
 
     /// Descriptors that tell of something, with the space of each.
-    pub(crate) fn descriptors(&self, fds: &mut Vec<i32>, spaces: &mut Vec<SpaceId>) {
+    pub(crate) fn descriptors(&self, fds: &mut PollSet, spaces: &mut Vec<SpaceId>) {
         for (i, t) in self.targets.iter().enumerate() {
             if let (Some(t), Ok(i)) = (t, u16::try_from(i)) {
                 fds.push(t.uffd.as_raw_fd());

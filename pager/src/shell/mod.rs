@@ -36,6 +36,7 @@ mod watch;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -49,7 +50,7 @@ use crate::store::EmbeddedStore;
 use crate::store::api::StoreError;
 use crate::sys::arena::{SharedBytes, SharedWords};
 use crate::sys::{clock, spawn, table};
-use control::{CONTROL_WORDS, Control, Scalar};
+use control::{CONTROL_WORDS, Control, RECORDS_MAX, Scalar};
 use guardian::Line;
 use keepers::Keepers;
 use live::{Live, Queue};
@@ -60,6 +61,8 @@ use watch::Watch;
 pub use console::request;
 pub use report::summary;
 
+/// Descriptors that the pager may need: a dozen for each process that is held, and its own.
+const DESCRIPTORS_MOST: u64 = 12 * RECORDS_MAX as u64 + 1024;
 /// Page buffers: 8 MiB.
 const FRAMES: u16 = 128;
 /// Words of the map: 8 GiB of address space in the file, taken as used; maps 16 TiB of a process.
@@ -257,6 +260,7 @@ fn guardian_main(control: Control, settings: &Settings, answer: OwnedFd) -> i32 
     // Both take privilege; without it the pager is as mortal as its target.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     spawn::lock_memory();
+    spawn::raise_descriptor_limit(DESCRIPTORS_MOST);
     control.set_pid(Scalar::GuardianPid, spawn::own_pid());
     let Ok((pager_end, guardian_end)) = UnixDatagram::pair() else {
         return 1;
@@ -487,11 +491,18 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         let commands = Arc::clone(&commands);
         std::thread::Builder::new()
             .name("holo-serve".to_owned())
-            .spawn(move || serve::serve(core, live, &commands, control))
+            .spawn(move || {
+                let serves = || serve::serve(core, live, &commands, control);
+                if catch_unwind(AssertUnwindSafe(serves)).is_err() {
+                    // What it was in the middle of a successor can take up; a process that only looks alive cannot.
+                    control.add(Scalar::Panics, 1);
+                    spawn::die();
+                }
+            })
             .map_err(system("cannot start the serving thread"))?
     };
-    for (space, uffd) in recovered {
-        watch.adopt_recovered(space, uffd);
+    for (space, uffd, away) in recovered {
+        watch.adopt_recovered(space, uffd, away);
     }
     watch.finish_what_was_begun();
     control.set(Scalar::Ready, 1);
@@ -591,7 +602,11 @@ fn close_what_the_dead_left(control: Control, memory: Memory<'static>, inherited
 }
 
 /// Takes over the descriptors of every space; returns which, with the number of each userfaultfd.
-fn take_over_targets(control: Control, core: &LiveCore, live: &mut Live) -> Vec<(SpaceId, i32)> {
+fn take_over_targets(
+    control: Control,
+    core: &LiveCore,
+    live: &mut Live,
+) -> Vec<(SpaceId, i32, bool)> {
     let mut found = Vec::new();
     let map = core.map();
     for space in map.spaces() {
@@ -611,9 +626,11 @@ fn take_over_targets(control: Control, core: &LiveCore, live: &mut Live) -> Vec<
             .filter(|r| r.ring >= 0)
             .and_then(|r| watch::map_ring(&r))
             .map(Box::new);
+        // Nobody has read a message since the map was written.
+        let away = core.is_away(space) && family::is_calm(&uffd);
         live.quiet_wait[usize::from(space.0)] = true;
         live.targets[usize::from(space.0)] = Some(Box::new(live::Target::new(uffd, parts, ring)));
-        found.push((space, number));
+        found.push((space, number, away));
     }
     found
 }

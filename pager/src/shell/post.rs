@@ -29,6 +29,8 @@ use crate::sys::table;
 const LOOK_AGAIN_NS: u64 = 1_000_000_000;
 /// Between two looks at something that takes a moment, nanoseconds.
 const MOMENT_NS: u64 = 200_000;
+/// Pagers of a session that may end because of a fault of their own: one that comes again ends each of them.
+const PANICS_MOST: u64 = 5;
 
 /// A process that another one waits for, which need not be its parent.
 struct Watched {
@@ -156,6 +158,14 @@ impl Post {
         let _ = spawn::wait(dead, false);
         if control.get(Scalar::Ready) == 0 {
             return false; // it died before there was anything to take over
+        }
+        if control.get(Scalar::Panics) >= PANICS_MOST {
+            give_up(
+                control,
+                "the pager ended again and again because of a fault of its own; its messages are above",
+            );
+            control.set(Scalar::Done, 1);
+            return false;
         }
         match self.start_pager(dead) {
             Ok(()) => true,

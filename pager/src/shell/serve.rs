@@ -6,12 +6,13 @@ use holo_proto::SpaceId;
 
 use super::control::{Control, Scalar};
 use super::live::{Command, Errand, Live, Queue};
-use crate::core::{Core, Input, Nanos};
+use crate::core::{Core, Input, Nanos, SPACES};
 use crate::drive::{self, World as _};
 use crate::store::EmbeddedStore;
 use crate::store::api::PageStore as _;
 use crate::sys::arena::SharedBytes;
-use crate::sys::{clock, spawn};
+use crate::sys::clock;
+use crate::sys::spawn::PollSet;
 
 /// Operations between two looks at the command queue.
 const SLICE: usize = 256;
@@ -30,8 +31,8 @@ pub(crate) fn serve(
     commands: &Arc<Queue<Command>>,
     control: Control,
 ) {
-    let mut fds = Vec::with_capacity(64);
-    let mut spaces = Vec::with_capacity(64);
+    let mut fds = PollSet::with_capacity(SPACES + 1);
+    let mut spaces = Vec::with_capacity(SPACES);
     loop {
         let mut finish = false;
         commands.bell.heard();
@@ -56,10 +57,10 @@ pub(crate) fn serve(
         spaces.clear();
         live.descriptors(&mut fds, &mut spaces);
         fds.push(commands.bell.as_raw_fd());
-        let ready = spawn::poll_readable(&fds, Some(timeout.min(SLEEP_MAX_NS)));
+        fds.wait(timeout.min(SLEEP_MAX_NS));
         let now = live.now();
-        for (i, &space) in spaces.iter().enumerate().take(63) {
-            if ready >> i & 1 == 1 {
+        for (i, &space) in spaces.iter().enumerate() {
+            if fds.is_ready(i) {
                 core.handle(now, Input::Readable(space));
             }
         }
@@ -79,7 +80,7 @@ fn take(core: &mut LiveCore, live: &mut Live, command: Command) -> bool {
                     live.targets[slot(space)] = Some(target);
                     live.errand(Errand::Added { space, pid });
                 }
-                Err(_) => live.errand(Errand::Refused { pid }),
+                Err(_) => live.errand(Errand::Refused { pid, target }),
             }
         }
         Command::Parts { space, parts } => match live.targets[slot(space)].as_mut() {

@@ -87,6 +87,8 @@ struct Orphan {
     ring_gone: bool,
     /// A ring was asked for.
     wants_ring: bool,
+    /// It cannot go on, for this reason; said and done when its process is known.
+    stopped: Option<StopReason>,
 }
 
 impl Orphan {
@@ -99,6 +101,7 @@ impl Orphan {
             bereaved: false,
             ring_gone: true,
             wants_ring: false,
+            stopped: None,
         }
     }
 }
@@ -173,7 +176,9 @@ impl Watch {
     }
 
     /// A space that a predecessor served: its parts by the record, or a search for its process.
-    pub(crate) fn adopt_recovered(&mut self, space: SpaceId, uffd: i32) {
+    /// `away`: the map says that pages of it are, and nothing was on its way that could explain that they are not
+    /// registered any more.
+    pub(crate) fn adopt_recovered(&mut self, space: SpaceId, uffd: i32, away: bool) {
         let Some(r) = self.control.record(uffd) else {
             self.orphans.push(Orphan::child(space, uffd));
             return;
@@ -190,15 +195,15 @@ impl Watch {
             m.never
                 .extend((r.clear_tid != 0).then_some(Addr(r.clear_tid)));
         }
-        self.introduce(space, r.pid, true);
+        self.introduce(space, r.pid, away);
     }
 
     /// Tells the serving thread about mappings of a process that it holds already.
-    fn introduce(&mut self, space: SpaceId, pid: i32, taken_over: bool) {
+    fn introduce(&mut self, space: SpaceId, pid: i32, away: bool) {
         let never = self.members.get(&pid).map_or(&[][..], |m| &m.never[..]);
         match scan::survey(pid, never) {
             Ok(s) => {
-                if taken_over && s.registered.is_empty() && self.control.get(Scalar::StoreRaw) > 0 {
+                if away && s.registered.is_empty() && !self.has_left(space) {
                     let at = Addr(0).subpage();
                     self.stopped(space, StopReason::Contradiction { at });
                     return;
@@ -214,6 +219,12 @@ impl Watch {
             }
             Err(_) => self.input(Input::Exited(space)),
         }
+    }
+
+    /// The memory of a space is gone: its process has started another program since it was looked at.
+    fn has_left(&self, space: SpaceId) -> bool {
+        let uffd = self.spaces.get(&space).and_then(|&(_, n)| duplicate(n));
+        uffd.is_none_or(|u| family::is_gone(&u))
     }
 
     /// Watches until there is nothing left to watch.
@@ -310,8 +321,9 @@ impl Watch {
             let starter = self.control.pid(Scalar::StarterPid);
             return spawn::signal(starter, 0).is_err();
         }
-        self.control.get(Scalar::Started) != 0
-            && self.members.is_empty()
+        // Members that were never taken have nothing to give back.
+        let left = |m: &Member| !self.is_detaching() || m.space.is_some() || m.taking;
+        !self.members.values().any(left)
             && self.spaces.is_empty()
             && self.orphans.is_empty()
             && !self.starter_is_stopped()
@@ -342,7 +354,7 @@ impl Watch {
     }
 
     fn add_member(&mut self, pid: i32) {
-        if self.members.contains_key(&pid) {
+        if self.members.contains_key(&pid) || self.is_ours(pid) {
             return;
         }
         let opened = || -> std::io::Result<Member> {
@@ -371,10 +383,27 @@ impl Watch {
         }
     }
 
+    /// Whether this is one of holo's own processes, which may descend from the one that was attached: a pager that
+    /// waits for its own pages waits for ever.
+    fn is_ours(&self, pid: i32) -> bool {
+        [
+            Scalar::PagerPid,
+            Scalar::GuardianPid,
+            Scalar::WardenPid,
+            Scalar::StarterPid,
+        ]
+        .iter()
+        .any(|&s| self.control.pid(s) == pid)
+    }
+
+    fn is_detaching(&self) -> bool {
+        self.control.get(Scalar::Detaching) != 0
+    }
+
     /// One look at everything.
     fn look(&mut self, now: u64) {
         self.bury();
-        if now >= self.next_tree_ns && !self.members.is_empty() {
+        if now >= self.next_tree_ns && !self.members.is_empty() && !self.is_detaching() {
             let started = clock::monotonic_ns();
             self.find_children();
             self.find_ended();
@@ -421,7 +450,7 @@ impl Watch {
             }
         }
         self.respect_limits(total);
-        let pressed = total > self.take_above();
+        let pressed = total > self.take_above() && !self.is_detaching();
         if pressed {
             self.take();
         }
@@ -509,8 +538,8 @@ impl Watch {
     fn ring_gone(&mut self, space: SpaceId, ring: Option<Box<AdviceRing>>) {
         if let Some(ring) = ring {
             let number = ring.as_fd().as_raw_fd();
-            drop(ring);
             table::unclaim(number);
+            drop(ring);
             let with_it = self.control.records().find(|r| r.ring == number);
             if let Some(r) = with_it {
                 self.control.put_record(&Record { ring: -1, ..r });
@@ -654,8 +683,8 @@ impl Watch {
                 let (pid, keeper) = (r.pid, r.keeper);
                 let _ = self.line.ask(Ask::DropKeeper { pid, keeper });
             }
-            drop(uffd);
             table::unclaim(r.uffd);
+            drop(uffd);
         }
         self.control.drop_record(r.uffd);
         table::close(r.pidfd);
@@ -738,11 +767,20 @@ impl Watch {
                     self.input(Input::Detach(space));
                 }
             }
-            Errand::Refused { pid } => {
+            Errand::Refused { pid, target } => {
                 if let Some(m) = self.members.get_mut(&pid) {
                     m.taking = false;
                     m.attempts = ATTEMPTS;
                 }
+                let number = target.uffd.as_raw_fd();
+                table::unclaim(number);
+                if let Some(r) = self.control.record(number) {
+                    // Nothing of it is registered yet.
+                    let keeper = r.keeper;
+                    let _ = self.line.ask(Ask::DropKeeper { pid, keeper });
+                    table::close(r.pidfd);
+                }
+                self.control.drop_record(number);
             }
             Errand::NeedRing(space) => self.make_ring(space),
             Errand::NeedQuiesce { space, count } => {
@@ -820,6 +858,9 @@ impl Watch {
 
     fn stopped(&mut self, space: SpaceId, why: StopReason) {
         let Some(&(pid, _)) = self.spaces.get(&space) else {
+            if let Some(o) = self.orphans.iter_mut().find(|o| o.space == space) {
+                o.stopped = Some(why);
+            }
             return;
         };
         if let Some(m) = self.members.get(&pid) {
@@ -854,11 +895,11 @@ impl Watch {
             table::close(r.pidfd);
         }
         let ring = record.map_or(-1, |r| r.ring);
-        drop(target);
         table::unclaim(uffd);
         if ring >= 0 {
             table::unclaim(ring);
         }
+        drop(target);
     }
 
     /// Finds the processes of fork children, and those in which the memory of an ended process lives on.
@@ -871,6 +912,10 @@ impl Watch {
         let only = self.orphans.len() == 1;
         for o in std::mem::take(&mut self.orphans) {
             let Some(uffd) = duplicate(o.uffd) else {
+                // No room in the table; or it is closed.
+                if table::is_open(o.uffd) {
+                    left.push(o);
+                }
                 continue;
             };
             if family::is_gone(&uffd) {
@@ -968,11 +1013,22 @@ impl Watch {
             space: o.space,
             parts: p,
         });
+        self.settle(o, pid);
+        true
+    }
+
+    /// The process of a space is known: what was asked for before that is done now.
+    fn settle(&mut self, o: &Orphan, pid: i32) {
         self.introduce(o.space, pid, false);
         if o.wants_ring {
             self.make_ring(o.space);
         }
-        true
+        if let Some(why) = o.stopped {
+            self.stopped(o.space, why);
+        }
+        if self.is_detaching() {
+            self.input(Input::Detach(o.space));
+        }
     }
 
     /// A fork's child is known; false if it has ended meanwhile.
@@ -1010,7 +1066,7 @@ impl Watch {
                 });
             }
         }
-        self.introduce(o.space, pid, false);
+        self.settle(o, pid);
         true
     }
 

@@ -178,6 +178,33 @@ pub fn cpu_ns_with_children() -> u64 {
     of(libc::RUSAGE_SELF) + of(libc::RUSAGE_CHILDREN)
 }
 
+/// Lets this process, and those that it makes, open `most` descriptors, or as many as its hard limit allows where
+/// that may not be raised.
+pub fn raise_descriptor_limit(most: u64) {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the struct is valid for the write.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return;
+    }
+    let (cur, max) = (limit.rlim_cur, limit.rlim_max);
+    for (soft, hard) in [
+        (most.max(cur), most.max(max)),
+        (most.min(max).max(cur), max),
+    ] {
+        let wanted = libc::rlimit {
+            rlim_cur: soft,
+            rlim_max: hard,
+        };
+        // SAFETY: the struct is valid for the read.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wanted) } == 0 {
+            return;
+        }
+    }
+}
+
 /// Waits until one of `fds` can be read, at most `timeout_ns` (`None`: without limit). Returns which can,
 /// as bits in order; the first 64 count.
 pub fn poll_readable(fds: &[RawFd], timeout_ns: Option<u64>) -> u64 {
@@ -215,6 +242,58 @@ pub fn poll_readable(fds: &[RawFd], timeout_ns: Option<u64>) -> u64 {
         .enumerate()
         .filter(|(_, p)| p.revents != 0)
         .fold(0, |bits, (i, _)| bits | 1 << i)
+}
+
+/// Any number of descriptors to wait for; the memory is used again.
+#[derive(Default)]
+pub struct PollSet(Vec<libc::pollfd>);
+
+impl PollSet {
+    /// None; room for `count`.
+    #[must_use]
+    pub fn with_capacity(count: usize) -> Self {
+        Self(Vec::with_capacity(count))
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// One more.
+    pub fn push(&mut self, fd: RawFd) {
+        self.0.push(libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        });
+    }
+
+    /// Waits until one of them can be read, at most `timeout_ns`.
+    pub fn wait(&mut self, timeout_ns: u64) {
+        let timeout = libc::timespec {
+            tv_sec: i64::try_from(timeout_ns / 1_000_000_000).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(timeout_ns % 1_000_000_000).unwrap_or(0),
+        };
+        // SAFETY: the entries are valid for reads and writes, the timeout for reads.
+        let r = unsafe {
+            libc::ppoll(
+                self.0.as_mut_ptr(),
+                self.0.len() as libc::nfds_t,
+                &raw const timeout,
+                std::ptr::null(),
+            )
+        };
+        if r <= 0 {
+            self.0.iter_mut().for_each(|p| p.revents = 0);
+        }
+    }
+
+    /// Whether the `i`th can be read, as [`PollSet::wait`] found.
+    #[must_use]
+    pub fn is_ready(&self, i: usize) -> bool {
+        self.0.get(i).is_some_and(|p| p.revents != 0)
+    }
 }
 
 /// Whether a write to `fd` would not block now.

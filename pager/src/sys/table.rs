@@ -40,7 +40,8 @@ pub fn leave(fd: OwnedFd) -> RawFd {
     number
 }
 
-/// Says that a claimed descriptor was closed by its owner: the number may be used again.
+/// Says that the owner of a claimed descriptor closes it next. Before that, for the kernel gives the number to
+/// whoever opens something then, and that may be claimed at once.
 pub fn unclaim(number: RawFd) {
     if let Ok(mut claimed) = CLAIMED.lock() {
         claimed.remove(&number);
