@@ -247,6 +247,13 @@ fn field(text: &str, name: &str) -> Option<String> {
 
 fn refuse_if_traced(pid: i32, tasks: &[Task]) -> Result<(), AttachError> {
     match tasks.iter().find_map(|task| tracer_of(pid, task.tid)) {
+        // A thread of ours that was left alone when its time was up, and has not let go yet.
+        Some(tracer) if fs::exists(format!("/proc/self/task/{tracer}")).unwrap_or(false) => {
+            Err(AttachError::Busy {
+                pid,
+                what: "what was begun before",
+            })
+        }
         Some(tracer) => Err(AttachError::TracedBy { pid, tracer }),
         None => Ok(()),
     }

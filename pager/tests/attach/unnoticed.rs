@@ -273,6 +273,7 @@ fn a_program_that_starts_itself_anew_all_the_time() {
             Err(
                 AttachError::Changed { .. }
                 | AttachError::Exiting { .. }
+                | AttachError::Busy { .. }
                 | AttachError::NoVdso { .. }
                 | AttachError::Uninterruptible { .. },
             ) => missed += 1,
