@@ -184,7 +184,11 @@ impl<S: PageStore> Core<'_, S> {
             return vec![part];
         }
         let rest = s.unsettled.arrived.without(part);
-        if !others && rest.iter().all(|&r| s.regions.overlapping(r).is_none()) {
+        // What is registered, though not believed yet, may be what the message is about as well.
+        let (known, new) = (&s.regions, &s.unsettled.reborn);
+        let empty =
+            |r: &AddrRange| known.overlapping(*r).is_none() && new.overlapping(*r).is_none();
+        if !others && rest.iter().all(empty) {
             s.unsettled.arrived.remove(part);
             return vec![part];
         }

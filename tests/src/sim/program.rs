@@ -191,6 +191,12 @@ impl Kernel {
             && !self.ideals[mm].drops_in(start, end)
             && !self.is_lived_in(mm, start, end)
             && telling.all(|[(s, e), (to, to_end)]| {
+                // One that shrinks on its way names what is left of it in one message, and the rest in another.
+                let e = if to < to_end {
+                    e.min(s + (to_end - to))
+                } else {
+                    e
+                };
                 let before = s <= vma.start && e >= vma.end && (s, e) != (vma.start, vma.end);
                 (before || s >= vma.end || e <= vma.start) && (to >= vma.end || to_end <= vma.start)
             })

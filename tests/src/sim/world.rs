@@ -694,9 +694,12 @@ impl<'m> Sim<'m> {
                 Outcome::Pinned(long.count() as u64 * SUBPAGE_BYTES)
             }
             Op::Redirty { at, .. } => {
-                // Two calls: what the process writes in between is undone.
+                // Two calls: what the process writes in between is undone. So would be what a device writes (a stated
+                // limit).
                 let read = self.kernel.content(mm, at.0);
-                if self.kernel.rng.one_in(3) {
+                let folio = self.kernel.mms[mm].ptes.get(&at.0).and_then(|p| p.folio);
+                let pinned = folio.is_some_and(|f| self.kernel.folios[f].pins > 0);
+                if self.kernel.rng.one_in(3) && !pinned {
                     self.kernel.step();
                 }
                 let served = self.kernel.mms[mm]
