@@ -4,6 +4,7 @@
 //! without us. What is sent to this process alone is passed on. When the command is stopped (`^Z`), this
 //! process stops too, so that the shell sees it.
 
+use std::fs::File;
 use std::io::Write as _;
 use std::process::{Child, Command};
 
@@ -12,6 +13,7 @@ use holo_pager::core::CrashPoint;
 use holo_pager::shell::{Session, Settings, summary};
 use holo_pager::sys::signals::Signals;
 use holo_pager::sys::spawn::{self, Ended};
+use holo_proto::Report;
 
 use crate::args::Exec;
 use crate::size;
@@ -23,7 +25,7 @@ const EXIT_NOT_FOUND: i32 = 127;
 /// How long the pager may take to count the last events of a command that ended, nanoseconds.
 const SETTLE_NS: u64 = 2_000_000_000;
 
-/// The store may hold so many times the budget, at least this machine's RAM.
+/// The store may hold as much as this machine has RAM.
 pub(crate) fn store_limit_bytes() -> std::io::Result<u64> {
     size::ram_bytes()
 }
@@ -90,6 +92,7 @@ pub fn exec(args: &Exec) -> anyhow::Result<i32> {
                 (EXIT_CANNOT_RUN, "cannot be run")
             };
             eprintln!("holo-exec: {program}: {what} ({e})");
+            write_report(report_file.as_mut(), &session.report(Some(code)));
             return Ok(code);
         }
     };
@@ -102,15 +105,23 @@ pub fn exec(args: &Exec) -> anyhow::Result<i32> {
         Ended::Signal(n) | Ended::Stopped(n) => 128 + n,
     };
     let report = session.report(Some(code));
-    if let Some(file) = &mut report_file {
-        let json = serde_json::to_string_pretty(&report)?;
-        writeln!(file, "{json}").context("cannot write the report")?;
-    }
+    write_report(report_file.as_mut(), &report);
     if !args.quiet {
         // Standard error may be closed: that is no failure of the run.
         let _ = writeln!(std::io::stderr(), "{}", summary(&report));
     }
     Ok(code)
+}
+
+/// A report that cannot be written is said, and no failure of the command's.
+fn write_report(file: Option<&mut File>, report: &Report) {
+    let Some(file) = file else { return };
+    let written = serde_json::to_string_pretty(report)
+        .map_err(std::io::Error::from)
+        .and_then(|json| writeln!(file, "{json}"));
+    if let Err(e) = written {
+        eprintln!("holo-exec: cannot write the report: {e}");
+    }
 }
 
 /// Signals that this process passes on rather than acting on.

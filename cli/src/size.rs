@@ -24,7 +24,10 @@ pub enum SizeError {
     )]
     Form(String),
     /// Too small or too large.
-    #[error("{0} is not usable as a budget: give at least 1M and at most this machine's memory")]
+    #[error(
+        "\"{0}\" is too small or too large for a budget: write at least 1M and at most 1024T, in bytes (4194304) or as a \
+         number with K, M, G or T (512M, 1.5G), or a share of this machine's memory up to 100% (25%)"
+    )]
     Range(String),
 }
 

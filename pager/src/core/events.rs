@@ -180,7 +180,20 @@ impl<S: PageStore> Core<'_, S> {
             return Vec::new();
         };
         if gone {
+            // What had come to a part of it may have left by itself since: its own message is on the way then.
+            let aside: Vec<_> = s
+                .unsettled
+                .arrived
+                .within(part)
+                .filter(|&r| r != part && s.unsettled.displaced.overlapping(r).is_none())
+                .collect();
             s.unsettled.arrived.remove(part);
+            for r in aside {
+                self.move_entries(id, r, shadow(r).start);
+                if let Some(s) = self.space(id) {
+                    s.unsettled.displaced.add(r);
+                }
+            }
             return vec![part];
         }
         let rest = s.unsettled.arrived.without(part);

@@ -256,8 +256,13 @@ fn lives(pid: u64, started: u64) -> bool {
     if pid == 0 {
         return false;
     }
-    PidFd::open(pid).is_ok_and(|process| !process.has_exited())
-        && procfs::start_time(pid).is_ok_and(|start| start == started)
+    match PidFd::open(pid) {
+        Ok(process) => {
+            !process.has_exited() && procfs::start_time(pid).is_ok_and(|start| start == started)
+        }
+        // Nobody has the id, or it is a thread's by now. Whatever cannot be asked lives: two must never own the arena.
+        Err(e) => !matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)),
+    }
 }
 
 fn sealed_memfd(name: &str, bytes: u64) -> io::Result<OwnedFd> {
