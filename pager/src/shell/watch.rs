@@ -318,8 +318,10 @@ impl Watch {
 
     fn is_over(&self) -> bool {
         if self.control.get(Scalar::Started) == 0 {
+            // It ended, perhaps without having been waited for: whoever started it may first read to the end of what we
+            // hold open.
             let starter = self.control.pid(Scalar::StarterPid);
-            return spawn::signal(starter, 0).is_err();
+            return procfs::state_of(starter).map_or(true, |s| matches!(s, b'Z' | b'X'));
         }
         // Members that were never taken have nothing to give back.
         let left = |m: &Member| !self.is_detaching() || m.space.is_some() || m.taking;

@@ -1,0 +1,350 @@
+//! What `holo-exec` promises: a command under it sees, and leaves behind, what it would without. Each test runs the
+//! command bare as well, where there is anything to compare.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+/// A folder of its own, gone with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path =
+            std::env::temp_dir().join(format!("holo-contract-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn holo_exec(options: &[&str], command: &[&str]) -> Command {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_holo-exec"));
+    c.args(options).arg("--").args(command);
+    c
+}
+
+fn bare(command: &[&str]) -> Command {
+    let mut c = Command::new(command[0]);
+    c.args(&command[1..]);
+    c
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What both print, with the status of each.
+fn both(options: &[&str], command: &[&str]) -> (Output, Output) {
+    let with = holo_exec(options, command).output().unwrap();
+    (bare(command).output().unwrap(), with)
+}
+
+fn report(path: &Path) -> serde_json::Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn exit_codes_are_the_commands() {
+    for code in [0, 1, 7, 125, 255] {
+        let with = holo_exec(&["-q"], &["sh", "-c", &format!("exit {code}")]).status();
+        assert_eq!(with.unwrap().code(), Some(code));
+    }
+}
+
+#[test]
+fn a_signal_that_kills_the_command_is_told_as_shells_do() {
+    for (name, number) in [("TERM", 15), ("KILL", 9), ("SEGV", 11), ("USR1", 10)] {
+        let with = holo_exec(
+            &["-q"],
+            &["sh", "-c", &format!("kill -{name} $$; sleep 60")],
+        )
+        .status()
+        .unwrap();
+        assert_eq!(with.code(), Some(128 + number), "SIG{name}");
+    }
+}
+
+#[test]
+fn a_command_that_cannot_be_run_is_said_so() {
+    let folder = Folder::new("cannot");
+    let plain = folder.file("plain");
+    fs::write(&plain, "no program").unwrap();
+    fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).unwrap();
+    for (command, code) in [
+        ("/no/such/command", 127),
+        ("no-such-command-anywhere", 127),
+        (plain.to_str().unwrap(), 126),
+        ("/", 126),
+    ] {
+        let file = folder.file("report");
+        let said = holo_exec(&["--report", file.to_str().unwrap()], &[command])
+            .output()
+            .unwrap();
+        assert_eq!(said.status.code(), Some(code), "{command}");
+        assert!(
+            text(&said.stderr).contains(command),
+            "{}",
+            text(&said.stderr)
+        );
+        assert_eq!(report(&file)["exit_code"], code, "{command}");
+    }
+}
+
+#[test]
+fn streams_are_the_commands() {
+    let input: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    let mut child = holo_exec(&["-q"], &["cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut stdin, bytes) = (child.stdin.take().unwrap(), input.clone());
+    let writer = std::thread::spawn(move || stdin.write_all(&bytes));
+    let said = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(said.status.success());
+    assert!(
+        said.stdout == input,
+        "{} bytes came back",
+        said.stdout.len()
+    );
+    assert_eq!(text(&said.stderr), "");
+
+    let said = holo_exec(&[], &["sh", "-c", "echo out; echo err >&2"])
+        .output()
+        .unwrap();
+    assert_eq!(text(&said.stdout), "out\n");
+    let lines: Vec<_> = text(&said.stderr).lines().map(str::to_owned).collect();
+    assert_eq!(
+        lines.len(),
+        2,
+        "the command's line and the summary: {lines:?}"
+    );
+    assert!(
+        lines[0] == "err" && lines[1].starts_with("holo: "),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn environment_folder_limits_and_descriptors_are_as_bare() {
+    let folder = Folder::new("same");
+    let show = "env | sort | grep -v '^_='; pwd; umask; ulimit -a; ulimit -Ha; ls /proc/self/fd | wc -l; \
+                cat /proc/self/oom_score_adj; grep -E '^(Sig(Blk|Ign|Cgt)|NoNewPrivs|Cap...)' /proc/self/status; \
+                ps -o nice=,cls= -p $$";
+    let command = ["sh", "-c", show];
+    let run = |mut c: Command| {
+        c.current_dir(&folder.0)
+            .env("HOLO_TEST", "one two\n three")
+            .stdin(Stdio::null());
+        text(&c.output().unwrap().stdout)
+    };
+    assert_eq!(run(holo_exec(&["-q"], &command)), run(bare(&command)));
+}
+
+/// Waits for a line of the child's output.
+fn line_of(child: &mut Child) -> String {
+    let mut line = String::new();
+    let mut byte = [0];
+    let out = child.stdout.as_mut().unwrap();
+    while out.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+        line.push(char::from(byte[0]));
+    }
+    line
+}
+
+#[test]
+fn signals_sent_to_holo_exec_reach_the_command() {
+    for name in ["TERM", "USR2", "HUP"] {
+        let script =
+            format!("trap 'echo got; exit 3' {name}; echo ready; while :; do sleep 0.05; done");
+        let mut child = holo_exec(&["-q"], &["sh", "-c", &script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert_eq!(line_of(&mut child), "ready");
+        let pid = child.id().to_string();
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &pid])
+            .status();
+        assert!(sent.unwrap().success());
+        assert_eq!(line_of(&mut child), "got", "SIG{name}");
+        let status = child.wait().unwrap();
+        assert_eq!(
+            (status.code(), status.signal()),
+            (Some(3), None),
+            "SIG{name}"
+        );
+    }
+}
+
+#[test]
+fn sizes_are_taken_or_refused_with_their_forms() {
+    for size in ["64M", "1.5G", "67108864", "25%", "100%", "1024k", " 2 GiB "] {
+        let said = holo_exec(&["-q", "--local-memory", size], &["true"])
+            .output()
+            .unwrap();
+        assert!(said.status.success(), "{size}: {}", text(&said.stderr));
+    }
+    for size in [
+        "", "M", "12X", "1e9", "-5M", "0", "1K", "0%", "101%", "9999T", "64 M B",
+    ] {
+        let option = format!("--local-memory={size}");
+        let said = holo_exec(&[&option], &["true"]).output().unwrap();
+        assert_eq!(said.status.code(), Some(2), "{size}");
+        let error = text(&said.stderr);
+        for form in ["4194304", "512M", "25%"] {
+            assert!(
+                error.contains(form),
+                "{size:?} is refused without {form}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_wrong_usage_is_refused() {
+    for options in [&["--no-such-option"][..], &["--report"], &[]] {
+        let said = Command::new(env!("CARGO_BIN_EXE_holo-exec"))
+            .args(options)
+            .output()
+            .unwrap();
+        assert_eq!(said.status.code(), Some(2), "{options:?}");
+        assert!(text(&said.stderr).contains("--help"), "{options:?}");
+    }
+    let said = Command::new(env!("CARGO_BIN_EXE_holo-exec"))
+        .arg("--help")
+        .output()
+        .unwrap();
+    assert!(said.status.success() && text(&said.stdout).contains("Exit codes"));
+}
+
+#[test]
+fn the_report_has_all_its_fields() {
+    let folder = Folder::new("report");
+    let file = folder.file("report.json");
+    let script = "b = bytearray(b'x') * (48 << 20)\nfor i in range(0, len(b), 4096): b[i] = i >> 12 & 255\n\
+                  assert all(b[i] == i >> 12 & 255 for i in range(0, len(b), 4096))";
+    let options = [
+        "-q",
+        "--local-memory",
+        "16M",
+        "--report",
+        file.to_str().unwrap(),
+    ];
+    let said = holo_exec(&options, &["python3", "-c", script])
+        .output()
+        .unwrap();
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    let report = report(&file);
+    for field in [
+        "exit_code",
+        "wall_s",
+        "local_memory_bytes",
+        "resident_peak_bytes",
+        "processes",
+        "faults_remote",
+        "faults_zero",
+        "faults_wp",
+        "pages_evicted",
+        "bytes_evicted",
+        "bytes_refaulted",
+        "store_bytes_raw",
+        "store_bytes_stored",
+        "integrity_failures",
+        "attach_stop_us_max",
+        "takeovers",
+        "evict_bytes_per_s",
+        "holo_cpu_s",
+    ] {
+        assert!(report[field].is_number(), "{field}: {report}");
+    }
+    for (object, fields) in [
+        (
+            "pages_stayed",
+            &["written", "pinned", "shared", "other"][..],
+        ),
+        (
+            "pages_left_alone",
+            &["stack", "locked", "pinned", "shared", "file"],
+        ),
+        ("fault_us", &["p50", "p90", "p99", "p999", "max", "count"]),
+    ] {
+        for field in fields {
+            assert!(
+                report[object][field].is_number(),
+                "{object}.{field}: {report}"
+            );
+        }
+    }
+    assert_eq!(report["exit_code"], 0);
+    assert_eq!(report["local_memory_bytes"], 16 << 20);
+    assert_eq!(report["integrity_failures"], 0);
+    assert!(report["pages_evicted"].as_u64().unwrap() > 100, "{report}");
+    assert!(report["bytes_refaulted"].as_u64().unwrap() > 0, "{report}");
+}
+
+#[test]
+fn a_report_that_cannot_be_written_costs_nothing_else() {
+    let said = holo_exec(&["--report", "/dev/full"], &["sh", "-c", "exit 4"])
+        .output()
+        .unwrap();
+    assert_eq!(said.status.code(), Some(4));
+    let error = text(&said.stderr);
+    assert!(error.contains("cannot write the report"), "{error}");
+    assert!(
+        error.lines().any(|l| l.starts_with("holo: ")),
+        "the summary comes all the same: {error}"
+    );
+
+    let said = holo_exec(
+        &["--report", "/no/such/folder/report"],
+        &["sh", "-c", "echo ran"],
+    )
+    .output()
+    .unwrap();
+    assert_eq!(said.status.code(), Some(125));
+    assert_eq!(
+        text(&said.stdout),
+        "",
+        "nothing is run where the report has no place"
+    );
+}
+
+#[test]
+fn a_closed_standard_error_changes_nothing() {
+    let (_, with) = both(&[], &["sh", "-c", "exec 2>&-; echo fine; exit 5"]);
+    assert_eq!(
+        (with.status.code(), text(&with.stdout)),
+        (Some(5), "fine\n".to_owned())
+    );
+    let closed = Command::new("sh")
+        .args([
+            "-c",
+            "exec 2>&-; exec \"$@\"",
+            "sh",
+            env!("CARGO_BIN_EXE_holo-exec"),
+            "sh",
+            "-c",
+            "exit 6",
+        ])
+        .status()
+        .unwrap();
+    assert_eq!(closed.code(), Some(6));
+}
