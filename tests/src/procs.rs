@@ -6,6 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -134,12 +136,31 @@ pub fn ancestry(table: &[Proc], pid: i32) -> HashSet<i32> {
 
 /// Whether the process was started with `HOLO_TEST_RUN` set to `run_id` or to a run nested in it.
 ///
-/// A process that overwrote its environment (as some servers do to show a title) is not recognised.
+/// A process that overwrote its environment (as some servers do to show a title) is not recognised, nor
+/// one between two images.
 #[must_use]
 pub fn is_marked(pid: i32, run_id: &str) -> bool {
-    let Ok(environ) = fs::read(format!("/proc/{pid}/environ")) else {
-        return false;
-    };
+    environ(pid).is_some_and(|environ| has_mark(&environ, run_id))
+}
+
+/// The whole environment that the process's image was started with; None for a process that has gone or
+/// is between two images, where nothing can be said about it.
+///
+/// The descriptor holds the image that it was opened on: once that is replaced its file ends, wherever the
+/// reader has got to. So what was read is whole only if the file can still be read afterwards. A new image has
+/// an empty environment until it has got its stack.
+#[must_use]
+pub fn environ(pid: i32) -> Option<Vec<u8>> {
+    let mut file = fs::File::open(format!("/proc/{pid}/environ")).ok()?;
+    let mut whole = Vec::new();
+    file.read_to_end(&mut whole).ok()?;
+    let goes_on = file.read_at(&mut [0], 0).ok()? == 1;
+    (goes_on && !whole.is_empty()).then_some(whole)
+}
+
+/// Whether an environment marks its process as of this run or of one nested in it.
+#[must_use]
+pub fn has_mark(environ: &[u8], run_id: &str) -> bool {
     environ.split(|byte| *byte == 0).any(|entry| {
         let value = std::str::from_utf8(entry)
             .ok()
@@ -224,7 +245,32 @@ pub fn bounded<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    #[test]
+    fn an_environment_is_read_whole_or_not_at_all() {
+        const IMAGES: u32 = 400;
+        let script = "test $1 -eq 0 || exec /bin/sh -c \"$0\" \"$0\" $(($1 - 1))";
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", script, script, &IMAGES.to_string()])
+            // Too long for one piece, the mark behind it.
+            .env_clear()
+            .env("A_LONG_ONE", "x".repeat(20_000))
+            .env(RUN_ID_VAR, "images")
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let mut whole = 0;
+        while child.try_wait().unwrap().is_none() {
+            if let Some(environ) = environ(pid) {
+                assert!(has_mark(&environ, "images"), "{} bytes", environ.len());
+                whole += 1;
+            }
+        }
+        assert!(whole > IMAGES / 4, "only {whole} were read");
+    }
 
     #[test]
     fn name_with_parentheses_and_spaces_is_read_whole() {

@@ -99,8 +99,8 @@ impl Family {
         }
         let (pid, mark) = (proc.id.pid, self.mark.clone());
         let look = move || {
-            let known = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
-            (!known.is_empty()).then(|| procs::is_marked(pid, &mark))
+            // One reading for both questions: the image may be replaced between two.
+            procs::environ(pid).map(|environ| procs::has_mark(&environ, &mark))
         };
         // One that does not let itself be read in time would stop every later look as well: it is left
         // to its parentage.
