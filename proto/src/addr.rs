@@ -50,7 +50,7 @@ impl Addr {
 }
 
 /// Number of a 4 KiB subpage: its address divided by 4096.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct SubpageIndex(pub u64);
 
 impl SubpageIndex {

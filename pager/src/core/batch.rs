@@ -22,7 +22,7 @@ use holo_proto::{
     Addr, AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask,
 };
 
-use super::note::Notes;
+use super::note::{Heard, Notes};
 use super::op::Heads;
 use super::restore::TAG;
 use super::space::{Life, Ring, Space};
@@ -48,6 +48,8 @@ const THREADS_NS: u64 = 30_000;
 const LATE_LISTS: u32 = 16;
 /// Frames without which no batch begins.
 pub(super) const FRAMES_LEAST: usize = 4;
+/// So often in one page's repair may something be gone again before it is made dirty.
+const REFUSALS: u32 = 64;
 /// Around an address that the kernel writes with faults forbidden: the rest of the thread's control block.
 const CONTROL_BLOCK_BYTES: u64 = 4096;
 
@@ -88,15 +90,8 @@ struct BatchPage {
     /// Those that are not there any more, and how many messages said so.
     gone: SubpageMask,
     told: u8,
-    /// Of requests that found holes.
-    holed: SubpageMask,
-    /// Of requests that stopped on the way: subpages of which nothing had been heard, and the others.
-    quiet: SubpageMask,
-    doubtful: SubpageMask,
-    /// Heard of before something below it in the same request, and what that was: if that was there, the message
-    /// was not ours.
-    early: SubpageMask,
-    skipped: SubpageMask,
+    /// What else is to be told apart when all messages are read.
+    heard: Heard,
     /// A request may have hit what is there now, or it is not certain whose removal was heard.
     repair: bool,
     /// A writer waited for it.
@@ -128,7 +123,8 @@ enum Step {
     RepairLook,
     RepairQueue { first: usize, count: usize },
     RepairKick,
-    RepairRedirty,
+    RepairLift(SubpageIndex),
+    RepairRedirty(SubpageIndex),
     Put,
     Pageout,
     FinalLook,
@@ -147,6 +143,10 @@ struct Repair {
     single: SubpageMask,
     /// Populate does not do it (not writable): through `/proc/PID/mem`, where nobody else can write.
     redirty: SubpageMask,
+    /// Of these, the one that a protection was lifted from, which came there with what moved.
+    lifted: Option<SubpageIndex>,
+    /// How often that was refused: where the page is not there any more, or always.
+    refused: u32,
 }
 
 /// A batch of pages on their way out of one space.
@@ -210,6 +210,7 @@ impl Batch {
             p.noted = notes.frame(id, i);
             (p.gone, p.told) = notes.gone(id, i);
             p.left = p.gone;
+            p.heard = notes.heard(id, i);
             p.mask = notes.queued(id, i).minus(notes.counted(id, i, 2));
             // Whether something else has come to its place is not known any more.
             p.repair = true;
@@ -239,7 +240,7 @@ impl Batch {
         &mut self,
         range: AddrRange,
         noted: impl Fn(usize) -> (SubpageMask, SubpageMask),
-        mut count: impl FnMut(usize, SubpageMask),
+        mut count: impl FnMut(usize, SubpageMask, Heard),
     ) {
         let submitted = self.submitted();
         for (i, p) in self.pages.iter_mut().enumerate() {
@@ -257,11 +258,13 @@ impl Batch {
                 let request = queued.runs().find(|&(at, n)| (at..at + n).contains(&first));
                 let before = request.map_or(SubpageMask::NONE, |(at, _)| run_mask(at, first - at));
                 let skipped = before.minus(heard);
+                // What is told of later was there, for nobody drops what he unmaps at the same time.
+                p.heard.skipped = p.heard.skipped.minus(ours);
                 if !skipped.is_empty() {
-                    p.early = p.early.or(ours);
-                    p.skipped = p.skipped.or(skipped);
+                    p.heard.early = p.heard.early.or(ours);
+                    p.heard.skipped = p.heard.skipped.or(skipped);
                 }
-                count(i, ours);
+                count(i, ours, p.heard);
             }
         }
     }
@@ -392,11 +395,7 @@ impl BatchPage {
             left: SubpageMask::NONE,
             gone: SubpageMask::NONE,
             told: 0,
-            holed: SubpageMask::NONE,
-            quiet: SubpageMask::NONE,
-            doubtful: SubpageMask::NONE,
-            early: SubpageMask::NONE,
-            skipped: SubpageMask::NONE,
+            heard: Heard::default(),
             repair: false,
             waiter: false,
             open: false,
@@ -983,10 +982,8 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(old) = p.frame.replace(spare) {
             if self.frames.holds(old) > 1 {
                 // Subpages that the kernel dropped between the two reads, or a child's, are only there.
+                self.add_orphan(old);
                 self.frames.drop_hold(old);
-                if !self.orphans.contains(&old) {
-                    self.orphans.push_back(old);
-                }
                 b.spare = None;
             } else {
                 b.spare = Some(old);
@@ -1042,12 +1039,15 @@ impl<S: PageStore> Core<'_, S> {
                 continue;
             }
             if let Some(i) = b.repair.redirty.iter().next() {
+                let at = p.page.subpage(i);
+                if b.repair.lifted != Some(at) {
+                    b.step = Step::RepairLift(at);
+                    let range = p.run(i, 1);
+                    return Some(Op::Unprotect { space: id, range });
+                }
                 b.repair.redirty = b.repair.redirty.without(i);
-                b.step = Step::RepairRedirty;
-                return Some(Op::Redirty {
-                    space: id,
-                    at: p.page.subpage(i),
-                });
+                b.step = Step::RepairRedirty(at);
+                return Some(Op::Redirty { space: id, at });
             }
             let next = b.repair.left.runs().next();
             if let (false, Some((first, count))) = (b.repair.full, next) {
@@ -1076,7 +1076,7 @@ impl<S: PageStore> Core<'_, S> {
                 page: p.page,
             });
         }
-        self.notes.clear(id);
+        self.notes.finish(id);
         b.goto(Phase::Put);
         None
     }
@@ -1300,8 +1300,9 @@ impl<S: PageStore> Core<'_, S> {
             p.mask = p.mask.minus(unheard);
             p.repair = true;
             if result != HOLES {
-                p.quiet = p.quiet.or(unheard);
-                p.doubtful = p.doubtful.or(run.and(heard));
+                p.heard.quiet = p.heard.quiet.or(unheard);
+                p.heard.doubtful = p.heard.doubtful.or(run.and(heard));
+                self.notes.set_heard(id, i, p.heard);
                 // Where it stopped, and behind that, it has done nothing.
                 let last = run
                     .iter()
@@ -1312,7 +1313,8 @@ impl<S: PageStore> Core<'_, S> {
                 // One that is all hole has done nothing.
                 self.offered_nothing(id, &mut b, i, run);
             } else {
-                p.holed = p.holed.or(run);
+                p.heard.holed = p.heard.holed.or(run);
+                self.notes.set_heard(id, i, p.heard);
             }
         }
         self.crash(CrashPoint::FreeDone);
@@ -1332,8 +1334,9 @@ impl<S: PageStore> Core<'_, S> {
         let Some(p) = b.pages.get_mut(i) else { return };
         let dropped = p.mask.and(run).and(self.notes.counted(id, i, 1));
         p.mask = p.mask.minus(run);
-        self.notes.set_queued(id, i, run, false);
+        // In this order: dying between them, a successor does both again.
         self.dropped_after_all(id, b, i, dropped);
+        self.notes.set_queued(id, i, run, false);
     }
 
     /// All messages of the window are read. A request goes upwards and stops at the first mapping that it may not
@@ -1343,13 +1346,17 @@ impl<S: PageStore> Core<'_, S> {
         let Some(p) = b.pages.get_mut(b.at) else {
             return;
         };
-        let (quiet, doubtful) = (p.quiet, p.doubtful);
-        (p.quiet, p.doubtful) = (SubpageMask::NONE, SubpageMask::NONE);
+        let Heard {
+            quiet,
+            doubtful,
+            holed,
+            early,
+            skipped,
+        } = std::mem::take(&mut p.heard);
         // If all that has gone went at once, that is the hole: it had gone before the request came there.
-        let holed = std::mem::take(&mut p.holed);
         let hole = holed.and(p.gone);
-        let early = p.early.and(doubtful.or(holed));
-        let was_there = p.skipped.and(p.gone.or(p.left)).is_empty();
+        let early = early.and(doubtful.or(holed));
+        let was_there = skipped.and(p.gone.or(p.left)).is_empty();
         if p.told == 1 && !hole.is_empty() {
             self.offered_nothing(id, b, b.at, hole);
         }
@@ -1369,6 +1376,7 @@ impl<S: PageStore> Core<'_, S> {
         let dropped = p.mask.and(doubtful).and(beyond).minus(p.left);
         p.mask = p.mask.minus(dropped);
         self.dropped_after_all(id, b, b.at, dropped);
+        self.notes.set_heard(id, b.at, Heard::default());
     }
 
     /// [`Batch::lose`], and a successor will know it.
@@ -1614,7 +1622,21 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 _ => b.repair.redirty = run_mask(first, count),
             },
-            Step::RepairRedirty => {}
+            Step::RepairLift(at) => {
+                b.repair.lifted = Some(at);
+                self.progressed(id);
+            }
+            Step::RepairRedirty(at) => {
+                b.repair.lifted = None;
+                if outcome != Outcome::Done {
+                    // Is it still there?
+                    b.repair.looked = false;
+                    b.repair.refused += 1;
+                    if b.repair.refused == REFUSALS {
+                        self.stop(id, StopReason::NotDirtied { at });
+                    }
+                }
+            }
             Step::Put => {}
             Step::Pageout => self.crash(CrashPoint::PagedOut),
             Step::FinalLook => {

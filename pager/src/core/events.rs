@@ -5,12 +5,15 @@ use holo_proto::{Addr, AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageInde
 use super::event::Event;
 use super::fault::Fault;
 use super::map::SlotState;
-use super::space::{Life, Ranges, Space, Suspect, Youth, shadow};
+use super::space::{Life, Ranges, Space, Suspect, Unproved, Youth, shadow};
 use super::{
-    ANYWHERE, Core, CrashPoint, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome, SPACES,
-    StopReason, USER_END,
+    ANYWHERE, Core, CrashPoint, Doing, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome,
+    SPACES, StopReason, USER_END,
 };
 use crate::store::api::PageStore;
+
+/// Subpages of one mapping of which it is found out at once that they are there.
+const PROVED_AT_ONCE: u64 = 4096;
 
 impl<S: PageStore> Core<'_, S> {
     /// Applies what is in the journal, in order, clearing each slot after its message.
@@ -80,14 +83,15 @@ impl<S: PageStore> Core<'_, S> {
             b.note_removal(
                 range,
                 |i| (self.notes.queued(id, i), self.notes.counted(id, i, 1)),
-                |i, ours| noted.push((i, ours)),
+                |i, ours, heard| noted.push((i, ours, heard)),
             );
             if let Some(s) = self.space(id) {
                 s.batch = Some(b);
             }
         }
         let mut counted = Vec::new();
-        for (i, covered) in noted {
+        for (i, covered, heard) in noted {
+            self.notes.set_heard(id, i, heard);
             self.notes.count(id, i, covered, seq);
             // The second one is the process's, and is known at once: a fork read next copies the entry.
             let twice = self.notes.counted(id, i, 2).and(covered);
@@ -376,7 +380,7 @@ impl<S: PageStore> Core<'_, S> {
                 let nobody_knows = its_own(target) || occupied && !by_old_place;
                 if nobody_knows
                     || self.map.entry(child, target) != Entry::Nothing
-                    || !self.give(parent, child, target, entry)
+                    || !self.give(child, target, entry)
                 {
                     continue;
                 }
@@ -488,22 +492,24 @@ impl<S: PageStore> Core<'_, S> {
         while let Some((found, entry)) = self.map.next_in(id, at, end) {
             at = SubpageIndex(found.0 + 1);
             let target = SubpageIndex(found.0 - from.start.subpage().0 + to.subpage().0);
-            self.set_entry(id, target, entry);
+            let Ok(before) = self.map.replace(id, target, entry) else {
+                return self.no_room(id);
+            };
+            self.release(before);
             self.crash(CrashPoint::EntryMoving);
             // The reference moves along: what the old place held is not given back.
             if self.map.replace(id, found, Entry::Nothing).is_err() {
-                self.stop(id, StopReason::TooLarge);
+                self.no_room(id);
             }
         }
     }
 
-    /// The fork that made `id` wiped `range`, or left it out: so it did for children that `id` had before this was
-    /// known.
+    /// The fork that made `id` wiped `range`: so it did for children that `id` had before this was known.
     pub(super) fn wiped(&mut self, id: SpaceId, range: AddrRange) {
         for child in self.all_spaces() {
             let unknown = self.space_ref(child).filter(|s| !s.known);
             for r in unknown
-                .map_or_else(Ranges::new, |s| s.since_fork(id, range))
+                .map_or_else(Ranges::new, |s| s.since_look(id, range))
                 .iter()
             {
                 self.forget_bytes(child, r);
@@ -574,7 +580,7 @@ impl<S: PageStore> Core<'_, S> {
             self.map.fork_seq(s) == Some(seq) && self.map.owner_word(s) == u64::from(fd)
         });
         if let Some(child) = made {
-            if self.map.state(child) == SlotState::Active {
+            if self.map.state(child) != SlotState::Building {
                 self.errands.push_back(Op::Child {
                     parent,
                     space: child,
@@ -584,14 +590,14 @@ impl<S: PageStore> Core<'_, S> {
             }
         }
         let Ok(child) = self.map.begin_space(Some(seq), u64::from(fd)) else {
-            return self.stop(parent, StopReason::TooLarge);
+            return self.forked_without_room(parent, fd, seq);
         };
         self.crash(CrashPoint::ForkBegun);
         let end = USER_END.subpage();
         let mut at = SubpageIndex(0);
         while let Some((found, entry)) = self.map.next_in(parent, at, end) {
             at = SubpageIndex(found.0 + 1);
-            if !self.give(parent, child, found, entry) {
+            if !self.give(child, found, entry) {
                 break;
             }
         }
@@ -609,7 +615,7 @@ impl<S: PageStore> Core<'_, S> {
                 ..
             } = self.graves[i];
             let free = space == parent && self.map.entry(child, at) == Entry::Nothing;
-            if free && !self.give(parent, child, at, entry) {
+            if free && !self.give(child, at, entry) {
                 break;
             }
             if free {
@@ -625,6 +631,8 @@ impl<S: PageStore> Core<'_, S> {
         let mut space = Box::new(Space::new(child, false, self.tracked_pages));
         space.suspects = suspects;
         space.born = Some(self.now);
+        // What the fork left out (MADV_DONTFORK) is nothing of the child's.
+        space.unproved = Some(Unproved::default());
         if let Some(p) = self.space(parent) {
             if !p.known {
                 space.moves = p.moves.clone();
@@ -648,7 +656,10 @@ impl<S: PageStore> Core<'_, S> {
                 space.life = Life::Detaching;
             }
         }
-        self.map.activate(child);
+        let doomed = self.map.state(child) == SlotState::Doomed;
+        if !doomed {
+            self.map.activate(child);
+        }
         self.spaces[usize::from(child.0)] = Some(space);
         self.stats.spaces += 1;
         self.errands.push_back(Op::Child {
@@ -656,12 +667,32 @@ impl<S: PageStore> Core<'_, S> {
             space: child,
             fd,
         });
+        if doomed {
+            return self.no_room(child);
+        }
         if self
             .space_ref(child)
             .is_some_and(|s| s.life == Life::Detaching)
         {
             self.begin_detach(child);
         }
+    }
+
+    /// There is no room for a fork's child: it must not run on with what it would find missing. If there are not even
+    /// slots for those that are to be stopped, its parent is stopped, and the child waits for ever at its first fault.
+    fn forked_without_room(&mut self, parent: SpaceId, fd: u32, seq: u32) {
+        let Ok(child) = self.map.begin_doomed(seq, u64::from(fd)) else {
+            return self.no_room(parent);
+        };
+        self.spaces[usize::from(child.0)] =
+            Some(Box::new(Space::new(child, false, self.tracked_pages)));
+        self.stats.spaces += 1;
+        self.errands.push_back(Op::Child {
+            parent,
+            space: child,
+            fd,
+        });
+        self.no_room(child);
     }
 
     /// While messages of moves and unmaps may be out of order, asks at once whether more are on the way: the
@@ -726,15 +757,73 @@ impl<S: PageStore> Core<'_, S> {
         self.unhold();
     }
 
-    /// The child's map says `entry` of `at`, too; false if there is no room.
-    fn give(&mut self, parent: SpaceId, child: SpaceId, at: SubpageIndex, entry: Entry) -> bool {
+    /// Are there mappings for what the map says? A fork leaves out some of them, and a predecessor may have had doubts
+    /// that it did not write down. Before anything is registered anew, that is found out: entries where nothing is
+    /// registered are about what is not there, or not any more. (What has come there by a move is registered.)
+    pub(super) fn step_prove(&mut self, id: SpaceId) -> Option<(Doing, Op)> {
+        let s = self.space_ref(id)?;
+        let Unproved { mut at, singly_to } = s.unproved.filter(|_| s.told)?;
+        let first = loop {
+            let Some((found, entry)) = self.map.next_in(id, at, USER_END.subpage()) else {
+                self.space(id)?.unproved = None;
+                return None;
+            };
+            if entry.has_bytes() {
+                break found;
+            }
+            at = SubpageIndex(found.0 + 1);
+        };
+        let s = self.space_ref(id)?;
+        let protects = |at: SubpageIndex| s.batch.as_ref().is_some_and(|b| b.protects(at.page()));
+        if protects(first) {
+            return None;
+        }
+        // Over a hole the kernel would pass without a word.
+        let one = SubpageIndex(first.0 + 1);
+        let end = match s.regions.around(first.start()) {
+            Some(r) if first >= singly_to => r.end_subpage(),
+            _ => one,
+        };
+        let last = (one.0..end.0.min(first.0 + PROVED_AT_ONCE))
+            .map(SubpageIndex)
+            .take_while(|&at| self.map.entry(id, at).has_bytes() && !protects(at))
+            .last();
+        let range = AddrRange {
+            start: first.start(),
+            end: last.unwrap_or(first).start().offset(SUBPAGE_BYTES),
+        };
+        Some((Doing::Prove(id, range), Op::Unprotect { space: id, range }))
+    }
+
+    pub(super) fn proved(&mut self, id: SpaceId, range: AddrRange, outcome: Outcome) {
+        match outcome {
+            Outcome::Gone => return self.gone(id),
+            Outcome::EventsPending => return self.events_pending(id),
+            _ => self.progressed(id),
+        }
+        let single = range.len() == SUBPAGE_BYTES;
+        if outcome != Outcome::Done && single {
+            self.forget_bytes(id, range);
+        }
+        if let Some(u) = self.space(id).and_then(|s| s.unproved.as_mut()) {
+            if outcome == Outcome::Done || single {
+                u.at = range.end_subpage();
+            } else {
+                u.singly_to = range.end_subpage();
+            }
+        }
+    }
+
+    /// The child's map says `entry` of `at`, too. False if there is no room: the child is doomed.
+    fn give(&mut self, child: SpaceId, at: SubpageIndex, entry: Entry) -> bool {
         if !self.retain(entry) {
             return true;
         }
         let given = self.map.replace(child, at, entry).is_ok();
         if !given {
             self.release(entry);
-            self.stop(parent, StopReason::TooLarge);
+            self.map.doom(child);
+            self.stop(child, StopReason::TooLarge);
         }
         given
     }

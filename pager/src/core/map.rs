@@ -17,8 +17,8 @@
 //! |---|---|
 //! | 0 | byte 0: version (1); bytes 1-7: `"HOLOMAP"` |
 //! | 1 | blocks in the file |
-//! | 16 + 4s | space `s`: state (0 free, 1 being built, 2 active) |
-//! | 17 + 4s | space `s`: block number of its root |
+//! | 16 + 4s | space `s`: state (0 free, 1 being built, 2 active, 3 doomed) |
+//! | 17 + 4s | space `s`: block number of its root; a doomed one may have none |
 //! | 18 + 4s | space `s`: sequence number of the fork that made it, plus one, until the child is known; else 0 |
 //! | 19 + 4s | space `s`: owner's word (the shell's) |
 //!
@@ -44,6 +44,8 @@ use crate::store::api::Location;
 pub const BLOCK_WORDS: usize = 4096;
 /// Most address spaces at once.
 pub const SPACES: usize = 256;
+/// Of these, kept for children of forks that there is no room for, until they are stopped.
+const SPARE_SLOTS: usize = 16;
 /// Version of the format, the map's first byte.
 pub const VERSION: u8 = 1;
 
@@ -118,7 +120,7 @@ pub enum MapError {
     #[error("the map is full")]
     Full,
     /// All spaces are in use.
-    #[error("more than {SPACES} address spaces")]
+    #[error("more than {} address spaces", SPACES - SPARE_SLOTS)]
     TooManySpaces,
 }
 
@@ -131,6 +133,8 @@ pub enum SlotState {
     Building,
     /// In use.
     Active,
+    /// In use, and there was no room for what belongs into it: its process must be stopped.
+    Doomed,
 }
 
 /// The map, over words that outlive the pager.
@@ -272,7 +276,8 @@ impl<'m> Map<'m> {
         match get(self.words, Self::slot(space, 0)) {
             0 => SlotState::Free,
             1 => SlotState::Building,
-            _ => SlotState::Active,
+            2 => SlotState::Active,
+            _ => SlotState::Doomed,
         }
     }
 
@@ -297,6 +302,28 @@ impl<'m> Map<'m> {
         fork_seq: Option<u32>,
         owner_word: u64,
     ) -> Result<SpaceId, MapError> {
+        if self.spaces().count() >= SPACES - SPARE_SLOTS {
+            return Err(MapError::TooManySpaces);
+        }
+        let root = self.alloc()?;
+        self.take_slot(fork_seq, owner_word, root, 1)
+    }
+
+    /// Takes a free slot, with no root, in state *doomed*: for a fork's child for which there is no room.
+    ///
+    /// # Errors
+    /// [`MapError::TooManySpaces`].
+    pub fn begin_doomed(&mut self, fork_seq: u32, owner_word: u64) -> Result<SpaceId, MapError> {
+        self.take_slot(Some(fork_seq), owner_word, 0, 3)
+    }
+
+    fn take_slot(
+        &mut self,
+        fork_seq: Option<u32>,
+        owner_word: u64,
+        root: u32,
+        state: u64,
+    ) -> Result<SpaceId, MapError> {
         // The slot that was free longest: what is said late about its last owner is not taken for the new one's.
         let first = usize::from(self.next_slot);
         let space = self
@@ -306,7 +333,6 @@ impl<'m> Map<'m> {
             .take(SPACES)
             .find(|&s| self.state(s) == SlotState::Free)
             .ok_or(MapError::TooManySpaces)?;
-        let root = self.alloc()?;
         set(self.words, Self::slot(space, 3), owner_word);
         set(
             self.words,
@@ -314,9 +340,14 @@ impl<'m> Map<'m> {
             fork_seq.map_or(0, |s| u64::from(s) + 1),
         );
         set(self.words, Self::slot(space, 1), u64::from(root));
-        set(self.words, Self::slot(space, 0), 1);
+        set(self.words, Self::slot(space, 0), state);
         self.next_slot = space.0 + 1;
         Ok(space)
+    }
+
+    /// Something that belongs into the space had no room: a successor must not take it for whole.
+    pub fn doom(&mut self, space: SpaceId) {
+        set(self.words, Self::slot(space, 0), 3);
     }
 
     /// Forgets that a fork made the space: its own history has begun, which a successor must not wipe.

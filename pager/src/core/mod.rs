@@ -67,7 +67,7 @@ use crate::store::api::{Completion, PageStore, Ticket};
 use fault::{Fault, Install};
 use frames::Frames;
 use note::Notes;
-use space::{Life, Ring, Space};
+use space::{Life, Ring, Space, Unproved};
 
 pub use crash::CrashPoint;
 pub use event::{EVENT_WORDS, Event};
@@ -96,6 +96,8 @@ const EVERYWHERE: AddrRange = AddrRange::new(65536, (1 << 47) - SUBPAGE_BYTES);
 const ANYWHERE: AddrRange = AddrRange::new(65536, 65536 + SUBPAGE_BYTES);
 /// How often waiting faults are decided again though nothing was heard, nanoseconds.
 const RECHECK_NS: u64 = 2_000_000;
+/// After the store had no room for a frame, so long until the next try.
+const ORPHANS_REST_NS: u64 = 100_000_000;
 /// So long it is taken for granted that no change of mappings is under way: less than several of them need.
 const CALM_NS: u64 = 30_000;
 /// A program that changes its mappings all the time is taken on all the same.
@@ -149,19 +151,13 @@ enum Doing {
     Errand(Option<SpaceId>),
     Events(SpaceId),
     Unprotect(Fault),
-    Zero {
-        fault: Fault,
-        subpages: usize,
-    },
+    Zero { fault: Fault, subpages: usize },
     Install,
     Batch(SpaceId),
     Restore(SpaceId),
-    Adopt {
-        id: SpaceId,
-        range: AddrRange,
-        calm: bool,
-    },
+    Adopt(SpaceId, AddrRange),
     Suspect(SpaceId),
+    Prove(SpaceId, AddrRange),
     Settle(SpaceId),
     Orphan,
 }
@@ -184,6 +180,8 @@ pub struct Core<'m, S> {
     /// Of the messages in the journal: [`Outcome::Events`].
     gone: u64,
     orphan_ticket: Option<Ticket>,
+    /// The store had no room for one.
+    orphans_rest_until: Nanos,
     pageout: Vec<AddrRange>,
     graves: VecDeque<Grave>,
     doing: Doing,
@@ -239,9 +237,7 @@ impl<'m, S: PageStore> Core<'m, S> {
         let mut core = Self::with_map(map, memory, store, config);
         for f in staged {
             core.frames.hold(f);
-            if !core.orphans.contains(&f) {
-                core.orphans.push_back(f);
-            }
+            core.add_orphan(f);
         }
         let spaces: Vec<_> = core.map.spaces().collect();
         for id in spaces {
@@ -258,6 +254,7 @@ impl<'m, S: PageStore> Core<'m, S> {
                 });
             space.quiesce_count = first.unwrap_or(0);
             space.unsettled.left = core.notes.left(id);
+            space.unproved = Some(Unproved::default());
             let all = AddrRange {
                 start: USER_END,
                 end: holo_proto::Addr(u64::MAX),
@@ -267,12 +264,19 @@ impl<'m, S: PageStore> Core<'m, S> {
                 let end = start.offset(SUBPAGE_BYTES);
                 space.unsettled.displaced.add(AddrRange { start, end });
             });
+            // What stayed is made dirty; what has gone comes back once.
+            for page in core.notes.offered(id) {
+                space.restore.push(page.range(), Nanos(0));
+            }
             if core.notes.pages(id) > 0 {
                 space.batch = Some(batch::Batch::recovered(&core.notes, id));
                 space.ring = Ring::Ready;
             }
             core.spaces[usize::from(id.0)] = Some(space);
             core.stats.spaces += 1;
+            if core.map.state(id) == SlotState::Doomed {
+                core.stop(id, StopReason::TooLarge);
+            }
         }
         core.apply_journal();
         for id in core.map.spaces().collect::<Vec<_>>() {
@@ -301,6 +305,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             orphans: VecDeque::with_capacity(usize::from(config.frames)),
             gone: 0,
             orphan_ticket: None,
+            orphans_rest_until: Nanos(0),
             pageout: Vec::with_capacity(BATCH_PAGES * 8),
             graves: VecDeque::with_capacity(GRAVES),
             doing: Doing::Nothing,
@@ -374,6 +379,12 @@ impl<'m, S: PageStore> Core<'m, S> {
         self.ready.len() + self.held.len() + usize::from(self.install.is_some())
     }
 
+    /// Page buffers in use.
+    #[must_use]
+    pub fn frames_held(&self) -> usize {
+        self.frames.held()
+    }
+
     /// Spaces that are served.
     #[must_use]
     pub fn spaces_alive(&self) -> usize {
@@ -426,12 +437,25 @@ impl<'m, S: PageStore> Core<'m, S> {
         }
     }
 
-    /// Replaces an entry and gives back what it held.
+    /// Replaces an entry and gives back what it held. If there is no room, what the new one holds is given back,
+    /// and the process is stopped.
     fn set_entry(&mut self, space: SpaceId, at: SubpageIndex, new: Entry) {
         match self.map.replace(space, at, new) {
             Ok(old) => self.release(old),
-            Err(_) => self.stop(space, StopReason::TooLarge),
+            Err(_) => {
+                self.release(new);
+                self.no_room(space);
+            }
         }
+    }
+
+    /// The map has no room for what belongs to this space. That is written down: a successor would take what
+    /// there is for all.
+    fn no_room(&mut self, id: SpaceId) {
+        if self.map.state(id) == SlotState::Active {
+            self.map.doom(id);
+        }
+        self.stop(id, StopReason::TooLarge);
     }
 
     fn stop(&mut self, id: SpaceId, why: StopReason) {
@@ -527,7 +551,7 @@ impl<'m, S: PageStore> Core<'m, S> {
                 }
             }
             Input::Never { space, range } => self.never(space, range),
-            Input::ChildKnown(id) => {
+            Input::Known(id) => {
                 if let Some(s) = self.space(id) {
                     s.told = true;
                 }
@@ -710,6 +734,8 @@ impl<'m, S: PageStore> Core<'m, S> {
     fn next_deadline(&self) -> Option<Nanos> {
         let retry = self.spaces.iter().flatten().filter_map(|s| s.retry_at);
         let held = (!self.held.is_empty()).then(|| self.held_since.after(RECHECK_NS));
+        let orphans = (!self.orphans.is_empty() && self.orphans_rest_until > self.now)
+            .then_some(self.orphans_rest_until);
         let rest = self
             .spaces
             .iter()
@@ -717,7 +743,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             .filter(|_| self.usage_bytes() > self.high_bytes())
             .flat_map(|s| [s.rest_until, s.sweep_after])
             .filter(|&t| t > self.now);
-        retry.chain(held).chain(rest).min()
+        retry.chain(held).chain(orphans).chain(rest).min()
     }
 
     /// One step of background work: registering, restoring, evicting; spaces take turns.
@@ -739,6 +765,7 @@ impl<'m, S: PageStore> Core<'m, S> {
                 .step_suspects(id)
                 .map(|op| (Doing::Suspect(id), op))
                 .or_else(|| self.step_settle(id).map(|op| (Doing::Settle(id), op)))
+                .or_else(|| self.step_prove(id))
                 .or_else(|| self.step_adopt(id))
                 .or_else(|| self.step_batch(id).map(|op| (Doing::Batch(id), op)))
                 .or_else(|| self.step_restore(id).map(|op| (Doing::Restore(id), op)));
@@ -759,6 +786,9 @@ impl<'m, S: PageStore> Core<'m, S> {
             return None;
         }
         // Whether something is registered where that is to be found out could not be told afterwards.
+        if s.unproved.is_some() {
+            return None;
+        }
         let range = *s.adopt.front()?;
         let asked = |x: &space::Suspect| range.contains(x.witness.start());
         if s.suspects.iter().any(asked) {
@@ -775,24 +805,18 @@ impl<'m, S: PageStore> Core<'m, S> {
         }
         s.calm_tries = 0;
         s.adopt.pop_front();
-        Some((
-            Doing::Adopt { id, range, calm },
-            Op::Register { space: id, range },
-        ))
+        Some((Doing::Adopt(id, range), Op::Register { space: id, range }))
     }
 
-    /// A range was registered. If no change of mappings was under way, what is heard of the place from now on is about
-    /// what stands there. Else it is not believed before that is so: the message that the last occupant has gone may
-    /// be on the way, and must not be taken for the new one's.
-    fn adopted(&mut self, id: SpaceId, range: AddrRange, calm: bool, outcome: Outcome) {
+    /// A range was registered. It is not believed before no change of mappings is under way: the message that the last
+    /// occupant has gone may be, and must not be taken for the new one's.
+    fn adopted(&mut self, id: SpaceId, range: AddrRange, outcome: Outcome) {
         match outcome {
             Outcome::Done => {
                 self.crash(CrashPoint::Registered);
                 // Whoever is forked from now on has this, and not what was here before.
                 self.clear_graves(|g| g.space == id && range.contains(g.witness.start()));
-                if calm {
-                    self.believe(id, range);
-                } else if let Some(s) = self.space(id) {
+                if let Some(s) = self.space(id) {
                     s.unsettled.reborn.add(range);
                     s.unsettled.adopted.push(range);
                 }
@@ -870,7 +894,8 @@ impl<'m, S: PageStore> Core<'m, S> {
                 }
             },
             Doing::Suspect(id) => self.suspect_tried(id, outcome),
-            Doing::Adopt { id, range, calm } => self.adopted(id, range, calm, outcome),
+            Doing::Prove(id, range) => self.proved(id, range, outcome),
+            Doing::Adopt(id, range) => self.adopted(id, range, outcome),
             Doing::Orphan => {}
         }
     }
@@ -903,7 +928,7 @@ impl<'m, S: PageStore> Core<'m, S> {
     // --- stores of frames that outlived their batch ---------------------------------------------
 
     fn step_orphans(&mut self) -> Option<Op> {
-        if self.orphan_ticket.is_some() {
+        if self.orphan_ticket.is_some() || self.now < self.orphans_rest_until {
             return None;
         }
         let free = self.orphans.iter().position(|&f| !self.is_noted(f))?;
@@ -912,6 +937,7 @@ impl<'m, S: PageStore> Core<'m, S> {
         let mask = self.staged_anywhere(frame);
         if mask.is_empty() {
             self.orphans.pop_front();
+            self.frames.drop_hold(frame);
             return None;
         }
         let ticket = self.new_ticket();
@@ -921,6 +947,15 @@ impl<'m, S: PageStore> Core<'m, S> {
             frame,
             mask,
         })
+    }
+
+    /// Entries refer to this frame, and no batch brings it to the store any more. It is held meanwhile: what is in
+    /// it must not change while the store has it.
+    pub(super) fn add_orphan(&mut self, frame: FrameId) {
+        if !self.orphans.contains(&frame) {
+            self.frames.hold(frame);
+            self.orphans.push_back(frame);
+        }
     }
 
     /// The subpages of `frame` that any entry refers to.
@@ -968,9 +1003,16 @@ impl<'m, S: PageStore> Core<'m, S> {
         match done {
             Completion::Put { ticket, result } if self.orphan_ticket == Some(ticket) => {
                 self.orphan_ticket = None;
-                // On an error the frame stays where it is, and so does what it holds.
-                if let (Some(frame), Ok(locations)) = (self.orphans.pop_front(), result) {
+                let Some(frame) = self.orphans.pop_front() else {
+                    return;
+                };
+                if let Ok(locations) = result {
                     self.resolve_frame(frame, &locations);
+                    self.frames.drop_hold(frame);
+                } else {
+                    // What it holds is served from where it is, until there is room.
+                    self.orphans.push_back(frame);
+                    self.orphans_rest_until = self.now.after(ORPHANS_REST_NS);
                 }
             }
             Completion::Put { ticket, result } => self.batch_put_done(ticket, result),

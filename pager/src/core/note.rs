@@ -6,13 +6,19 @@
 //! sequence number of the message that changed it last share a word: applying a message again after a
 //! crash changes nothing.
 //!
-//! Layout by space, 64 words: word 0: pages noted, and bit 32 when all
-//! requests have ended; then for page `i` word 1+3i: page index | (its frame + 1) << 48, 2+3i: mask |
-//! queued << 16 | gone << 32 | how many messages told of that << 48 (3: or more), 3+3i: counts (16 x 2 bits, saturating) | sequence number << 32;
-//! word 49: the request that was being queued last: requests that the ring will have had with it | page
-//! << 32 | first subpage << 40 | subpages << 48; words 50 to 62: old places of moves whose second message has
-//! not come, first subpage << 28 | subpages; word 63: bit 32 and the sequence number of the move whose new
-//! place was cleared last.
+//! Layout by space, 128 words:
+//!
+//! | word | content |
+//! |---|---|
+//! | 0 | pages noted; bit 32: all requests have ended; bit 33: what was hit is repaired as well, so the batch is over but for pages that may be clean |
+//! | 1 + 5i | page `i`: its index \| (its frame + 1) << 48 |
+//! | 2 + 5i | mask \| queued << 16 \| gone << 32 \| how many messages told of that << 48 (3: or more) |
+//! | 3 + 5i | counts (16 x 2 bits, saturating) \| sequence number << 32 |
+//! | 4 + 5i | [`Heard`]: quiet \| doubtful << 16 \| holed << 32 \| early << 48 |
+//! | 5 + 5i | skipped |
+//! | 81 | the request that was being queued last: requests that the ring will have had with it \| page << 32 \| first subpage << 40 \| subpages << 48 |
+//! | 82 to 126 | old places of moves whose second message has not come: first subpage << 28 \| subpages |
+//! | 127 | bit 32 and the sequence number of the move whose new place was cleared last |
 //!
 //! A request is noted before it is queued. Whether its queueing was reached, the ring itself tells a
 //! successor: it counts what was ever put in.
@@ -24,9 +30,11 @@ use super::words::{Words, get, set};
 
 /// Most pages in a batch.
 pub const BATCH_PAGES: usize = 16;
-const WORDS: usize = 64;
+const WORDS: usize = 128;
+/// Words of a page.
+const PAGE_WORDS: usize = 5;
 /// The request that was being queued last.
-const LAST: usize = 1 + 3 * BATCH_PAGES;
+const LAST: usize = 1 + PAGE_WORDS * BATCH_PAGES;
 /// Old places of moves: their words, and how many.
 const LEFT_AT: usize = LAST + 1;
 const LEFT: usize = CLEARED - LEFT_AT;
@@ -36,10 +44,27 @@ const CLEARED: usize = WORDS - 1;
 const FRAME_SHIFT: u32 = 48;
 /// In word 0: all requests have ended.
 const SETTLED: u64 = 1 << 32;
-/// In word 63: there was such a move.
+/// In word 0: nothing is left to be told apart or repaired.
+const OVER: u64 = 1 << 33;
+/// In the last word: there was such a move.
 const CLEARED_ONE: u64 = 1 << 32;
 /// Words of the notes of all spaces.
 pub const NOTE_WORDS: usize = SPACES * WORDS;
+
+/// What the ends of requests, and the order of messages, have told of one page: who removed what is decided from it
+/// when all messages are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// Of requests that stopped on the way: subpages of which nothing had been heard, and the others.
+    pub(crate) quiet: SubpageMask,
+    pub(crate) doubtful: SubpageMask,
+    /// Of requests that found holes.
+    pub(crate) holed: SubpageMask,
+    /// Heard of before something below it in the same request, and what that was: if that was there, the message
+    /// was not ours.
+    pub(crate) early: SubpageMask,
+    pub(crate) skipped: SubpageMask,
+}
 
 /// The notes, over words that outlive the pager.
 pub(crate) struct Notes<'m> {
@@ -56,6 +81,11 @@ impl<'m> Notes<'m> {
         space.0 as usize * WORDS + field
     }
 
+    /// Word `field` of page `i`.
+    fn of_page(space: SpaceId, i: usize, field: usize) -> usize {
+        Self::at(space, 1 + PAGE_WORDS * i + field)
+    }
+
     /// Writes a batch down; the count last, so that a cut leaves no note.
     pub(crate) fn write(
         &self,
@@ -66,9 +96,11 @@ impl<'m> Notes<'m> {
         assert!(count <= BATCH_PAGES, "{count} pages in a batch");
         for (i, (page, mask, frame)) in pages.enumerate() {
             let frame = frame.map_or(0, |f| u64::from(f.0) + 1) << FRAME_SHIFT;
-            set(self.words, Self::at(space, 1 + 3 * i), page.0 | frame);
-            set(self.words, Self::at(space, 2 + 3 * i), u64::from(mask.0));
-            set(self.words, Self::at(space, 3 + 3 * i), 0);
+            set(self.words, Self::of_page(space, i, 0), page.0 | frame);
+            set(self.words, Self::of_page(space, i, 1), u64::from(mask.0));
+            for field in 2..PAGE_WORDS {
+                set(self.words, Self::of_page(space, i, field), 0);
+            }
         }
         set(self.words, Self::at(space, LAST), 0);
         set(self.words, Self::at(space, 0), count as u64);
@@ -77,7 +109,7 @@ impl<'m> Notes<'m> {
     /// All requests have ended: whatever message comes now is the process's.
     pub(crate) fn settle(&self, space: SpaceId) {
         for i in 0..self.pages(space) {
-            let at = Self::at(space, 3 + 3 * i);
+            let at = Self::of_page(space, i, 2);
             let word = get(self.words, at);
             let heard = (0..PAGE_SUBPAGES)
                 .filter(|s| word >> (2 * s) & 3 == 0)
@@ -137,23 +169,78 @@ impl<'m> Notes<'m> {
         set(self.words, Self::at(space, 0), 0);
     }
 
+    /// What requests have hit is repaired. Pages of the batch may be clean and present all the same: until they are
+    /// gone, or made dirty, the kernel may drop them.
+    pub(crate) fn finish(&self, space: SpaceId) {
+        let pages = self.pages(space) as u64;
+        set(self.words, Self::at(space, 0), pages | SETTLED | OVER);
+    }
+
+    fn count_of(word: u64) -> usize {
+        usize::try_from(word & (SETTLED - 1)).map_or(0, |n| n.min(BATCH_PAGES))
+    }
+
+    /// Pages of a batch that is not over.
     pub(crate) fn pages(&self, space: SpaceId) -> usize {
-        usize::try_from(get(self.words, Self::at(space, 0)) & !SETTLED)
-            .unwrap_or(0)
-            .min(BATCH_PAGES)
+        let word = get(self.words, Self::at(space, 0));
+        if word & OVER == 0 {
+            Self::count_of(word)
+        } else {
+            0
+        }
+    }
+
+    /// Pages of a batch that is over, which may be clean.
+    pub(crate) fn offered(&self, space: SpaceId) -> impl Iterator<Item = PageIndex> + '_ {
+        let word = get(self.words, Self::at(space, 0));
+        let count = if word & OVER == 0 {
+            0
+        } else {
+            Self::count_of(word)
+        };
+        (0..count).map(move |i| self.page(space, i).0)
+    }
+
+    /// Writes down what was heard of page `i`.
+    pub(crate) fn set_heard(&self, space: SpaceId, i: usize, heard: Heard) {
+        if i >= BATCH_PAGES {
+            return;
+        }
+        let [quiet, doubtful, holed, early] =
+            [heard.quiet, heard.doubtful, heard.holed, heard.early].map(|m| u64::from(m.0));
+        let word = quiet | doubtful << 16 | holed << 32 | early << 48;
+        set(
+            self.words,
+            Self::of_page(space, i, 4),
+            u64::from(heard.skipped.0),
+        );
+        set(self.words, Self::of_page(space, i, 3), word);
+    }
+
+    /// What [`Notes::set_heard`] wrote.
+    pub(crate) fn heard(&self, space: SpaceId, i: usize) -> Heard {
+        let word = get(self.words, Self::of_page(space, i, 3));
+        let mask = |word: u64, shift: u32| SubpageMask((word >> shift & 0xffff) as u16);
+        Heard {
+            quiet: mask(word, 0),
+            doubtful: mask(word, 16),
+            holed: mask(word, 32),
+            early: mask(word, 48),
+            skipped: mask(get(self.words, Self::of_page(space, i, 4)), 0),
+        }
     }
 
     pub(crate) fn page(&self, space: SpaceId, i: usize) -> (PageIndex, SubpageMask) {
-        let word = get(self.words, Self::at(space, 1 + 3 * i));
+        let word = get(self.words, Self::of_page(space, i, 0));
         (
             PageIndex(word & ((1 << FRAME_SHIFT) - 1)),
-            SubpageMask((get(self.words, Self::at(space, 2 + 3 * i)) & 0xffff) as u16),
+            SubpageMask((get(self.words, Self::of_page(space, i, 1)) & 0xffff) as u16),
         )
     }
 
     /// The frame that page `i` was read into.
     pub(crate) fn frame(&self, space: SpaceId, i: usize) -> Option<FrameId> {
-        let word = get(self.words, Self::at(space, 1 + 3 * i)) >> FRAME_SHIFT;
+        let word = get(self.words, Self::of_page(space, i, 0)) >> FRAME_SHIFT;
         Some(FrameId(u16::try_from(word).ok()?.checked_sub(1)?))
     }
 
@@ -163,7 +250,7 @@ impl<'m> Notes<'m> {
         if i >= BATCH_PAGES {
             return;
         }
-        let at = Self::at(space, 2 + 3 * i);
+        let at = Self::of_page(space, i, 1);
         let bits = u64::from(run.0) << 16;
         let word = get(self.words, at);
         set(self.words, at, if on { word | bits } else { word & !bits });
@@ -174,7 +261,7 @@ impl<'m> Notes<'m> {
         if i >= BATCH_PAGES {
             return;
         }
-        let at = Self::at(space, 2 + 3 * i);
+        let at = Self::of_page(space, i, 1);
         let word = get(self.words, at) & 0xffff_ffff;
         let told = u64::from(told.min(3)) << 48;
         set(self.words, at, word | u64::from(gone.0) << 32 | told);
@@ -182,7 +269,7 @@ impl<'m> Notes<'m> {
 
     /// What [`Notes::set_gone`] wrote.
     pub(crate) fn gone(&self, space: SpaceId, i: usize) -> (SubpageMask, u8) {
-        let word = get(self.words, Self::at(space, 2 + 3 * i));
+        let word = get(self.words, Self::of_page(space, i, 1));
         let gone = SubpageMask((word >> 32 & 0xffff) as u16);
         (gone, (word >> 48 & 3) as u8)
     }
@@ -221,12 +308,12 @@ impl<'m> Notes<'m> {
         if i >= BATCH_PAGES {
             return SubpageMask::NONE;
         }
-        SubpageMask((get(self.words, Self::at(space, 2 + 3 * i)) >> 16 & 0xffff) as u16)
+        SubpageMask((get(self.words, Self::of_page(space, i, 1)) >> 16 & 0xffff) as u16)
     }
 
     /// Counts one message over `covered` of page `i`.
     pub(crate) fn count(&self, space: SpaceId, i: usize, covered: SubpageMask, seq: u32) {
-        let at = Self::at(space, 3 + 3 * i);
+        let at = Self::of_page(space, i, 2);
         let word = get(self.words, at);
         let mut counts = word & 0xffff_ffff;
         if (word >> 32) as u32 == seq && counts != 0 {
@@ -245,7 +332,7 @@ impl<'m> Notes<'m> {
         if i >= BATCH_PAGES {
             return SubpageMask::NONE;
         }
-        let counts = get(self.words, Self::at(space, 3 + 3 * i));
+        let counts = get(self.words, Self::of_page(space, i, 2));
         (0..PAGE_SUBPAGES)
             .filter(|s| counts >> (2 * s) & 3 >= least)
             .fold(SubpageMask::NONE, SubpageMask::with)

@@ -194,7 +194,8 @@ pub enum Op {
         space: SpaceId,
     },
     /// Makes a present page of a read-only mapping dirty by writing what was read. Not for a writable one: what
-    /// the process writes between the two would be undone.
+    /// the process writes between the two would be undone. Refused where there is no page, or none that may be
+    /// written.
     Redirty {
         /// Where.
         space: SpaceId,
@@ -213,7 +214,7 @@ pub enum Op {
         /// Returned with the answer.
         count: u64,
     },
-    /// Announces a fork's child. The shell finds its process and answers with [`Input::ChildKnown`].
+    /// Announces a fork's child. The shell finds its process and answers with [`Input::Known`].
     Child {
         /// The parent.
         parent: SpaceId,
@@ -260,6 +261,12 @@ pub enum StopReason {
     },
     /// A table is full (the map, the spaces).
     TooLarge,
+    /// What the kernel may drop could not be made dirty: nobody may write there, and for us the kernel makes no
+    /// exception.
+    NotDirtied {
+        /// Where.
+        at: SubpageIndex,
+    },
     /// What the kernel says contradicts the map (a registered mapping is not registered).
     Contradiction {
         /// Where.
@@ -402,10 +409,10 @@ pub enum Input {
         /// What.
         range: AddrRange,
     },
-    /// A fork's child is known, with ranges in it that the fork wiped.
-    ChildKnown(SpaceId),
-    /// A range of a fork's child that was wiped or left out by the fork: as it was at the fork, whatever
-    /// the child has moved since.
+    /// The process of a fork's child, or of a predecessor's space, is known, and all is said that its mappings tell:
+    /// what the fork wiped, and what is registered.
+    Known(SpaceId),
+    /// A range of a fork's child that the fork wiped, where it was when the shell looked.
     Wiped {
         /// The child.
         space: SpaceId,

@@ -18,7 +18,7 @@ use holo_proto::{AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
 use super::fault::Fault;
 use super::space::{Life, Ring};
-use super::{Advice, Core, CrashPoint, NEVER_RAN, NOT_WRITABLE, Nanos, Op, Outcome};
+use super::{Advice, Core, CrashPoint, NEVER_RAN, NOT_WRITABLE, Nanos, Op, Outcome, StopReason};
 use crate::store::api::PageStore;
 
 /// Marks a ring request as the restorer's; the rest of the tag is the page.
@@ -63,6 +63,8 @@ struct Direct {
     stage: Stage,
     at: SubpageIndex,
     disturbed: bool,
+    /// It could not be made dirty.
+    refused: bool,
     /// Populate found the mapping gone, or changed: if there is one now, populate tries again.
     only_if_unmapped: bool,
 }
@@ -146,6 +148,7 @@ impl Restore {
             stage: Stage::Install,
             at: range.start.subpage(),
             disturbed: false,
+            refused: false,
             only_if_unmapped: false,
         });
     }
@@ -166,6 +169,7 @@ impl Restore {
             stage: Stage::Open,
             at: range.start.subpage(),
             disturbed: false,
+            refused: false,
             only_if_unmapped: true,
         });
     }
@@ -376,16 +380,19 @@ impl<S: PageStore> Core<'_, S> {
     fn direct_goes_on(&mut self, id: SpaceId, stage: Stage, at: SubpageIndex) {
         if let Some(d) = self.space(id).and_then(|s| s.restore.direct.as_mut()) {
             d.disturbed &= stage != Stage::Open;
+            d.refused &= stage != Stage::Open;
             d.stage = stage;
             d.at = at;
         }
     }
 
     fn direct_done(&mut self, id: SpaceId, outcome: Outcome) {
-        let Some(d) = self.space(id).and_then(|s| s.restore.direct) else {
+        let Some(d) = self.space(id).and_then(|s| s.restore.direct.as_mut()) else {
             return;
         };
-        let one = one(d.at);
+        // The page was not there, or is not to be written: the next look tells.
+        d.refused |= d.stage == Stage::Redirty && outcome != Outcome::Done;
+        let (d, one) = (*d, one(d.at));
         let next = match (d.stage, outcome) {
             // No mapping of ours is there: the map means nothing by it.
             (Stage::Open | Stage::Prove, Outcome::Edge) if !d.disturbed => {
@@ -402,6 +409,9 @@ impl<S: PageStore> Core<'_, S> {
             (Stage::Open, _) => Stage::Redirty,
             (Stage::Redirty, _) => Stage::Look,
             (Stage::Look, Outcome::Look(look)) if look.present.has(d.at.in_page()) => Stage::Prove,
+            (Stage::Prove, Outcome::Done) if !d.disturbed && d.refused => {
+                return self.stop(id, StopReason::NotDirtied { at: d.at });
+            }
             (Stage::Prove, Outcome::Done) if !d.disturbed => {
                 self.forget_restored(id, one);
                 Stage::Open

@@ -129,6 +129,15 @@ pub(crate) struct Youth {
     pub(crate) inherited: Ranges,
 }
 
+/// How far it is proved that there are mappings for what the map says (`Core::step_prove`).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Unproved {
+    /// The next subpage.
+    pub(crate) at: SubpageIndex,
+    /// Up to here one by one.
+    pub(crate) singly_to: SubpageIndex,
+}
+
 /// How long a fork's child is young.
 const CHILDHOOD_NS: u64 = 1_000_000_000;
 
@@ -136,7 +145,7 @@ const CHILDHOOD_NS: u64 = 1_000_000_000;
 pub(crate) struct Space {
     pub(crate) id: SpaceId,
     pub(crate) life: Life,
-    /// A fork's child whose wiped ranges are not known yet gets no stored bytes.
+    /// A fork's child of which it is not known yet what the fork wiped gets no stored bytes.
     pub(crate) known: bool,
     /// While it is not known: what it moved since the fork, from where and to where; before that, what parents
     /// had moved that were not known either.
@@ -153,6 +162,9 @@ pub(crate) struct Space {
     /// Of a fork's child: subpages of which it is to be found out whether the child has them at all, with
     /// the place that tells.
     pub(crate) suspects: Vec<Suspect>,
+    /// Of the entries of a predecessor, or of a parent, those of which it is not known that something is registered
+    /// there.
+    pub(crate) unproved: Option<Unproved>,
     pub(crate) regions: Ranges,
     /// Of the regions, those that we were told of, perhaps after the message that they are gone.
     pub(crate) hearsay: Ranges,
@@ -209,6 +221,7 @@ impl Space {
             unsettled: Unsettled::default(),
             youth: None,
             suspects: Vec::new(),
+            unproved: None,
             regions: Ranges::new(),
             hearsay: Ranges::new(),
             never: Ranges::new(),
@@ -282,14 +295,22 @@ impl Space {
         self.quiesce_count + u64::from(self.quiesce_asked)
     }
 
-    /// Where that is now which was in `range` when the process was forked.
-    pub(crate) fn since_fork(&self, of: SpaceId, range: AddrRange) -> Ranges {
+    /// Where that is now which was in `range` of this process, or of a parent before it forked, when somebody looked.
+    /// That was after the last move to there.
+    pub(crate) fn since_look(&self, of: SpaceId, range: AddrRange) -> Ranges {
         let mut now = Ranges::new();
-        let Some(&(_, first)) = self.lineage.iter().find(|l| l.0 == of) else {
+        let Some(i) = self.lineage.iter().position(|l| l.0 == of) else {
             return now;
         };
+        let first = self.lineage[i].1;
+        let end = self.lineage.get(i + 1).map_or(self.moves.len(), |l| l.1);
+        let arrived = |&(from, to): &(AddrRange, Addr)| {
+            let end = to.offset(from.len());
+            AddrRange { start: to, end }.overlaps(range)
+        };
+        let last = self.moves[first..end].iter().rposition(arrived);
         now.add(range);
-        for &(from, to) in &self.moves[first..] {
+        for &(from, to) in &self.moves[last.map_or(first, |k| first + k + 1)..] {
             let along: Vec<_> = now
                 .iter()
                 .map(|r| r.intersect(from))

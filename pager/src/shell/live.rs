@@ -59,7 +59,6 @@ pub(crate) enum Errand {
         count: u64,
     },
     Child {
-        parent: SpaceId,
         space: SpaceId,
         uffd: i32,
     },
@@ -159,8 +158,20 @@ pub(crate) struct Target {
     pub(crate) uffd: Uffd,
     /// Absent while a fork's child is not identified.
     pub(crate) parts: Option<Parts>,
-    pub(crate) ring: Option<Box<AdviceRing>>,
+    ring: Option<Box<AdviceRing>>,
+    told: Told,
     heads_seen: PageSet,
+}
+
+/// What of a ring the core was told last, which is still in it.
+#[derive(Default)]
+enum Told {
+    #[default]
+    Nothing,
+    /// A request ended.
+    Result,
+    /// A request will never run.
+    Stranded,
 }
 
 impl Target {
@@ -169,8 +180,13 @@ impl Target {
             uffd,
             parts,
             ring,
+            told: Told::Nothing,
             heads_seen: PageSet::new(HEADS_SEEN),
         }
+    }
+
+    pub(crate) fn set_ring(&mut self, ring: Box<AdviceRing>) {
+        (self.ring, self.told) = (Some(ring), Told::Nothing);
     }
 
     /// Of which messages just read nothing is mapped any more in the range that they are about: `gone` of
@@ -285,9 +301,18 @@ impl Live {
         let (quiet_wait, lost) = (self.quiet_wait[i], self.lost[i]);
         let mut outstanding = 0;
         if let Some(ring) = target.ring.as_mut() {
-            while let Some(done) = ring.reap() {
+            // What was told of last has been heard: until then a successor would find it again.
+            match std::mem::take(&mut target.told) {
+                Told::Nothing => {}
+                Told::Result => ring.consume(),
+                Told::Stranded => ring.take_back(),
+            }
+            while let Some(done) = ring.peek() {
                 // Of what a predecessor asked for it wants to know what failed.
-                if !quiet_wait || done.result < 0 {
+                if quiet_wait && done.result >= 0 {
+                    ring.consume();
+                } else {
+                    target.told = Told::Result;
                     return Some(Input::RingDone {
                         space,
                         tag: done.tag,
@@ -296,8 +321,9 @@ impl Live {
                 }
             }
             // Its thread ended after it had seen every request that it had begun to its end.
-            if let Some(tag) = lost.then(|| ring.take_back()).flatten() {
+            if let Some(tag) = lost.then(|| ring.stranded()).flatten() {
                 let result = NEVER_RAN;
+                target.told = Told::Stranded;
                 return Some(Input::RingDone { space, tag, result });
             }
             outstanding = ring.outstanding();
@@ -478,8 +504,9 @@ impl Live {
         let mut byte = [0];
         let done = mem.read(at, &mut byte).and_then(|_| mem.write(at, &byte));
         Some(match done {
+            Ok(1) => Outcome::Done,
             Err(MemError::Gone) => Outcome::Gone,
-            Ok(_) | Err(_) => Outcome::Done,
+            Ok(_) | Err(_) => Outcome::Refused(libc::EIO),
         })
     }
 
@@ -584,7 +611,7 @@ impl Live {
                 self.errand(Errand::NeedQuiesce { space, count });
                 Outcome::Done
             }
-            Op::Child { parent, space, fd } => {
+            Op::Child { space, fd, .. } => {
                 let uffd = i32::try_from(fd).ok()?;
                 // At once: the child runs already.
                 self.have_kept(uffd);
@@ -593,11 +620,7 @@ impl Live {
                     let target = Target::new(Uffd::from_owned(owned), None, None);
                     self.targets[usize::from(space.0)] = Some(Box::new(target));
                 }
-                self.errand(Errand::Child {
-                    parent,
-                    space,
-                    uffd,
-                });
+                self.errand(Errand::Child { space, uffd });
                 Outcome::Done
             }
             Op::Closed { space, detached } => {

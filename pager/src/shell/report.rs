@@ -118,6 +118,12 @@ pub(crate) fn explain(why: StopReason) -> String {
         StopReason::TooLarge => {
             "the process is larger than holo's tables allow; it was stopped".to_owned()
         }
+        StopReason::NotDirtied { at } => format!(
+            "page {} can be lost at any moment and could not be written back in its place, where the process \
+             itself may not write; it was stopped rather than read zeros there later (does the kernel run \
+             with proc_mem.force_override other than \"always\"?)",
+            at.start()
+        ),
         StopReason::Contradiction { at } => format!(
             "the kernel no longer serves page {} through holo although it was paged; the process was \
              stopped rather than read zeros there",

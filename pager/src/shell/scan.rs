@@ -106,8 +106,6 @@ pub(crate) struct Survey {
     pub(crate) registered: Vec<AddrRange>,
     /// Wiped in a fork's child.
     pub(crate) wiped: Vec<AddrRange>,
-    /// Left out of a fork's child.
-    pub(crate) left_out: Vec<AddrRange>,
     /// Pages that are not taken.
     pub(crate) left: LeftAlone,
     /// Private anonymous bytes in memory that are not taken.
@@ -133,9 +131,6 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
         let of_file = data.continues_in(m);
         if d.flags.has(VmFlags::WIPE_ON_FORK) {
             s.wiped.push(m.range);
-        }
-        if d.flags.has(VmFlags::DONT_COPY) {
-            s.left_out.push(m.range);
         }
         if d.flags.has(VmFlags::UFFD_MISSING) {
             s.registered.push(m.range);

@@ -93,7 +93,7 @@ fn take(core: &mut LiveCore, live: &mut Live, command: Command) -> bool {
         },
         Command::Ring { space, ring } => {
             if let Some(t) = live.targets[slot(space)].as_mut() {
-                t.ring = Some(ring);
+                t.set_ring(ring);
                 core.handle(now, Input::RingReady(space));
             }
         }

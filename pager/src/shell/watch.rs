@@ -79,8 +79,6 @@ struct Member {
 struct Orphan {
     space: SpaceId,
     uffd: i32,
-    /// Of a fork's child whose message was read in this pager's life.
-    parent: Option<SpaceId>,
     /// It had a process, which ended or started another program, and whose memory lives on.
     bereaved: bool,
     /// Nothing is left of the ring in that process. Before, a successor has to find things as they were.
@@ -97,7 +95,6 @@ impl Orphan {
         Self {
             space,
             uffd,
-            parent: None,
             bereaved: false,
             ring_gone: true,
             wants_ring: false,
@@ -215,7 +212,7 @@ impl Watch {
                 for &range in &s.registered {
                     self.input(Input::Registered { space, range });
                 }
-                self.input(Input::ChildKnown(space));
+                self.input(Input::Known(space));
             }
             Err(_) => self.input(Input::Exited(space)),
         }
@@ -790,15 +787,8 @@ impl Watch {
                 let count = if self.quiesce(space) { count } else { 0 };
                 self.input(Input::Quiesced { space, count });
             }
-            Errand::Child {
-                parent,
-                space,
-                uffd,
-            } => {
-                self.orphans.push(Orphan {
-                    parent: Some(parent),
-                    ..Orphan::child(space, uffd)
-                });
+            Errand::Child { space, uffd } => {
+                self.orphans.push(Orphan::child(space, uffd));
                 self.next_match_ns = 0;
             }
             Errand::PartsLost(space) => {
@@ -1058,16 +1048,6 @@ impl Watch {
             space: o.space,
             parts: p,
         });
-        // What the fork left out of the child is nothing of the child's, whatever stands there later.
-        let parent = o.parent.and_then(|p| self.spaces.get(&p));
-        if let Some(&(parent, _)) = parent.filter(|&&(parent, _)| parent != pid) {
-            for range in scan::survey(parent, &[]).map_or(Vec::new(), |s| s.left_out) {
-                self.input(Input::Wiped {
-                    space: o.space,
-                    range,
-                });
-            }
-        }
         self.settle(o, pid);
         true
     }

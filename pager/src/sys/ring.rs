@@ -300,18 +300,25 @@ impl AdviceRing {
         Some(done)
     }
 
-    /// Takes back the last request that the polling thread has not begun, and gives its tag. For a ring whose
-    /// thread has ended, after its last results were taken out: then what is left never ran.
-    pub fn take_back(&mut self) -> Option<u64> {
+    /// The tag of the last request that the polling thread has not begun. For a ring whose thread has ended, after
+    /// its last results were taken out: then what is left never ran.
+    #[must_use]
+    pub fn stranded(&self) -> Option<u64> {
         let words = self.words()?;
         let last = words.sq_tail.load(Ordering::Relaxed).wrapping_sub(1);
         if words.sq_head.load(Ordering::Acquire) == last.wrapping_add(1) {
             return None;
         }
         let slot = last & (self.params.sq_entries() - 1);
-        let tag = words.sqes[slot as usize * SQE_WORDS + 4].load(Ordering::Relaxed);
-        words.sq_tail.store(last, Ordering::Release);
-        Some(tag)
+        Some(words.sqes[slot as usize * SQE_WORDS + 4].load(Ordering::Relaxed))
+    }
+
+    /// Takes back the request that [`AdviceRing::stranded`] showed.
+    pub fn take_back(&mut self) {
+        if let (Some(words), Some(_)) = (self.words(), self.stranded()) {
+            let tail = words.sq_tail.load(Ordering::Relaxed);
+            words.sq_tail.store(tail.wrapping_sub(1), Ordering::Release);
+        }
     }
 
     /// Requests put in and not yet taken out, by whichever process put them in.

@@ -527,12 +527,6 @@ impl Kernel {
             .filter(|&(&v, _)| kept(v))
             .map(|(&v, &p)| (v, p))
             .collect();
-        let wiped = self.mms[parent]
-            .vmas
-            .iter()
-            .filter(|m| m.dont_fork || m.wipe_on_fork)
-            .map(|m| (m.start, m.end))
-            .collect();
         let arena = self.mms[parent].arena;
         let heads = self.mms[parent].heads.clone();
         let child = self.add_mm(
@@ -542,7 +536,6 @@ impl Kernel {
                 arena,
                 heads,
                 forked: true,
-                wiped,
                 ..Mm::default()
             },
             ideal,

@@ -39,6 +39,9 @@ pub(crate) const ACTS: [Act; 14] = [
     Act::Thread,
 ];
 
+/// Blocks of the map where there is room for all: a root, a middle and a few leaves for each space.
+pub(crate) const MAP_BLOCKS: usize = 64;
+
 /// The parameters of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Knobs {
@@ -81,6 +84,10 @@ pub(crate) struct Knobs {
     pub(crate) store_full: u64,
     /// The store that ships, instead of the simple one.
     pub(crate) embedded: bool,
+    /// Blocks of the map: with few, it is full before all is served.
+    pub(crate) map_blocks: usize,
+    /// Nobody may write through `/proc/PID/mem` what the process may not.
+    pub(crate) no_forced_writes: bool,
     /// Percent of ring requests that are refused.
     pub(crate) ring_refused: u64,
     /// One in so many looks a ring ends, as with the process that it was made in; 0: never.
@@ -104,13 +111,9 @@ pub(crate) struct Knobs {
 
 impl Knobs {
     /// Leaves out what the core is not yet always right about (docs/testing.md): a fork that overlaps with a change of
-    /// mappings, and deaths of the pager in a tree of forks.
+    /// mappings.
     pub(crate) fn tame(&mut self) {
         self.wild = false;
-        let fork = ACTS.iter().position(|a| matches!(a, Act::Fork));
-        if fork.is_some_and(|i| self.weights[i] > 0) {
-            (self.deaths, self.death_points) = (0, 0);
-        }
     }
 
     /// Far too little memory for what the programs touch all over it, and little that keeps a page from leaving.
@@ -190,6 +193,8 @@ impl Knobs {
             store_delay: pick(rng, &[0, 0, 2, 10]),
             store_full: pick(rng, &[0, 0, 0, 0, 0, 20]),
             embedded: rng.one_in(16),
+            map_blocks: MAP_BLOCKS,
+            no_forced_writes: false,
             ring_refused: pick(rng, &[0, 0, 0, 50]),
             ring_lost: 0,
             deaths,
@@ -216,6 +221,11 @@ impl Knobs {
         if (knobs.acts / 24).is_multiple_of(3) {
             knobs.evict_more();
         }
+        if knobs.acts % 11 == 3 {
+            // A process takes a root, a middle and one or two leaves.
+            knobs.map_blocks = 2 + (knobs.acts / 11 % 8) as usize + 3 * knobs.processes;
+        }
+        knobs.no_forced_writes = knobs.acts % 13 == 5;
         knobs
     }
 }

@@ -101,8 +101,6 @@ pub(crate) struct Mm {
     pub(crate) changed_ns: u64,
     /// A fork's child.
     pub(crate) forked: bool,
-    /// Of a fork's child: what the fork wiped or left out.
-    pub(crate) wiped: Vec<(u64, u64)>,
 }
 
 impl Mm {

@@ -41,11 +41,11 @@ impl Ring {
     }
 
     /// A request of a lost ring that will never run; none while any runs.
-    pub(crate) fn take_stranded(&mut self) -> Option<u64> {
+    pub(crate) fn stranded(&self) -> Option<u64> {
         if !self.lost || self.running > 0 {
             return None;
         }
-        self.queue.pop_front().map(|r| r.tag)
+        self.queue.front().map(|r| r.tag)
     }
 }
 

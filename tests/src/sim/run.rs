@@ -11,16 +11,13 @@ use holo_pager::store::api::{PageBytes, PageStore};
 use holo_proto::PAGE_BYTES;
 
 use super::kernel::{HANG_NS, Kernel, trace};
-use super::knobs::Knobs;
+use super::knobs::{Knobs, MAP_BLOCKS};
 use super::oracle::ZERO;
 use super::rng::Rng;
 use super::store::Store;
 use super::thread::Task;
-use super::uffd::addresses;
 use super::world::{DEATHS_MOST, Death, Sim, at_point, die_after_points};
 
-/// Blocks of the map: a root, a middle and a few leaves for each space.
-const MAP_BLOCKS: usize = 64;
 /// Operations after which a run has failed.
 const OPS_MOST: u64 = 200_000;
 
@@ -127,7 +124,7 @@ fn run(mut rng: Rng, knobs: Knobs, bank: &mut Bank, trace: bool, report: &mut Re
         crash: at_point,
     };
     let memory = Memory {
-        map: &bank.map,
+        map: &bank.map[..knobs.map_blocks * BLOCK_WORDS],
         journal: &bank.journal,
         notes: &bank.notes,
     };
@@ -296,24 +293,13 @@ impl Run<'_> {
                 }
             }
         }
-        for (space, _, forked) in spaces {
+        for (space, ..) in spaces {
             let mm = self.sim.mm_of(space).expect("just put in");
             if !self.sim.kernel.mms[mm].alive {
                 self.sim.send(Input::Exited(space));
                 continue;
             }
-            let ranges: Vec<_> = self.sim.kernel.mms[mm]
-                .vmas
-                .iter()
-                .filter(|m| m.uffd.is_some())
-                .map(|m| addresses(m.start, m.end))
-                .collect();
-            for range in ranges {
-                self.sim.send(Input::Registered { space, range });
-            }
-            if forked.is_some() {
-                self.sim.child_found(space);
-            }
+            self.sim.introduce(space);
             if self.sim.ring_made.get(&mm) == Some(&true) {
                 self.sim.kernel.kick_ring(mm);
                 self.sim.quiet_wait.insert(space);

@@ -661,7 +661,8 @@ impl Kernel {
                 named,
             };
         }
-        if let Some(mm) = child {
+        // One that the pager could not serve was killed before it ran.
+        if let Some(mm) = child.filter(|&mm| self.mms[mm].alive) {
             trace!(self, "mm{mm} begins to run");
             let threads = self.rng.between(1, 2);
             for _ in 0..threads {

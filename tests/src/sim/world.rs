@@ -6,19 +6,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use holo_pager::core::{
-    Event, FrameId, HEADS, Heads, Input, NEVER_RAN, Nanos, Op, Outcome, PageLook, Source, Words,
+    Event, FrameId, HEADS, Heads, Input, NEVER_RAN, Nanos, Op, Outcome, PageLook, Source,
+    StopReason, Words,
 };
 use holo_pager::drive::World;
 use holo_pager::store::api::PageBytes;
 use holo_proto::{Addr, AddrRange, PAGE_SUBPAGES, SUBPAGE_BYTES, SpaceId, SubpageMask};
 
 use super::kernel::{Kernel, trace};
-use super::mm::{MmId, Prot, UffdId};
+use super::knobs::MAP_BLOCKS;
+use super::mm::{MmId, Prot, UffdId, Vma};
 use super::oracle::{Content, ZERO};
 use super::ring::Ring;
 use super::store::{content_of, set_content};
 use super::thread::ThreadId;
 use super::uffd::{addresses, subpages};
+
+/// What a call answers that could not reach the memory.
+const EIO: i32 = 5;
 
 /// Deaths in one run: with too many, nothing else ever happens.
 pub(crate) const DEATHS_MOST: u64 = 150;
@@ -76,6 +81,8 @@ pub(crate) struct Sim<'m> {
     /// Spaces that were told to let go.
     pub(crate) detaching: BTreeSet<MmId>,
     pub(crate) closed: u64,
+    /// What the core was told of last and is still in the ring of this process: whether that will never run.
+    told: Option<(MmId, bool)>,
     /// The kernel moved since the last operation.
     moved: bool,
     next_scan_ns: u64,
@@ -103,6 +110,7 @@ impl<'m> Sim<'m> {
             looked_at: BTreeMap::new(),
             detaching: BTreeSet::new(),
             closed: 0,
+            told: None,
             moved: false,
             next_scan_ns: 0,
             deaths: 0,
@@ -138,6 +146,7 @@ impl<'m> Sim<'m> {
         self.fds.clear();
         self.quiet_wait.clear();
         self.looked_at.clear();
+        self.told = None;
         self.moved = false;
     }
 
@@ -261,6 +270,14 @@ impl<'m> Sim<'m> {
     }
 
     fn ring_input(&mut self) -> Option<Input> {
+        // What was told of last has been heard: a successor would have found it again.
+        if let Some((mm, stranded)) = self.told.take() {
+            match self.kernel.rings[mm].as_mut() {
+                Some(ring) if stranded => drop(ring.queue.pop_front()),
+                Some(ring) => drop(ring.done.pop_front()),
+                None => {}
+            }
+        }
         let spaces: Vec<SpaceId> = self.fds.keys().copied().collect();
         for space in spaces {
             let mm = self.mm_of(space)?;
@@ -276,16 +293,19 @@ impl<'m> Sim<'m> {
                 }
                 continue;
             };
-            if let Some(tag) = ring.take_stranded() {
+            if let Some(tag) = ring.stranded() {
                 let result = NEVER_RAN;
+                self.told = Some((mm, true));
                 return Some(Input::RingDone { space, tag, result });
             }
             if quiet_wait {
                 // Of what a predecessor asked for only failures are told.
-                while let Some((tag, result)) = ring.done.pop_front() {
+                while let Some(&(tag, result)) = ring.done.front() {
                     if result < 0 {
+                        self.told = Some((mm, false));
                         return Some(Input::RingDone { space, tag, result });
                     }
+                    ring.done.pop_front();
                 }
                 if ring.is_quiet() {
                     self.quiet_wait.remove(&space);
@@ -299,7 +319,8 @@ impl<'m> Sim<'m> {
                 return Some(Input::RingLost(space));
             }
             if !ring.done.is_empty() && self.kernel.rng.percent(60) {
-                let (tag, result) = self.kernel.rings[mm].as_mut()?.done.pop_front()?;
+                let (tag, result) = *ring.done.front()?;
+                self.told = Some((mm, false));
                 return Some(Input::RingDone { space, tag, result });
             }
         }
@@ -534,16 +555,24 @@ impl<'m> Sim<'m> {
         }
     }
 
-    /// The shell has found a fork's child: what it sees that the core does not.
-    pub(crate) fn child_found(&mut self, space: SpaceId) {
+    /// The shell has found the process of a space that it did not make: what it sees and the core does not.
+    pub(crate) fn introduce(&mut self, space: SpaceId) {
         let Some(mm) = self.mm_of(space) else { return };
         let delay = 20 * self.kernel.knobs.input_delay_ns;
         let due = self.kernel.now_ns + self.kernel.rng.below(delay + 1);
-        for (start, end) in self.kernel.mms[mm].wiped.clone() {
-            let range = addresses(start, end);
+        let vmas = &self.kernel.mms[mm].vmas;
+        let ranges = |which: fn(&Vma) -> bool| -> Vec<AddrRange> {
+            let found = vmas.iter().filter(|m| which(m));
+            found.map(|m| addresses(m.start, m.end)).collect()
+        };
+        let (wiped, registered) = (ranges(|m| m.wipe_on_fork), ranges(|m| m.uffd.is_some()));
+        for range in wiped {
             self.send_at(due, Input::Wiped { space, range });
         }
-        self.send_at(due, Input::ChildKnown(space));
+        for range in registered {
+            self.send_at(due, Input::Registered { space, range });
+        }
+        self.send_at(due, Input::Known(space));
     }
 
     fn close(&mut self, space: SpaceId, uffd: UffdId, detached: bool) {
@@ -566,6 +595,15 @@ impl<'m> Sim<'m> {
         self.quiet_wait.remove(&space);
     }
 
+    /// Whether this world gives a reason for that.
+    fn may_stop(&self, why: StopReason) -> bool {
+        match why {
+            StopReason::TooLarge => self.kernel.knobs.map_blocks < MAP_BLOCKS,
+            StopReason::NotDirtied { .. } => self.kernel.knobs.no_forced_writes,
+            _ => false,
+        }
+    }
+
     fn execute(&mut self, op: &Op, ranges: &[AddrRange]) -> Outcome {
         let space = space_of(op);
         if let Op::Compare { a, b, mask } = *op {
@@ -577,7 +615,7 @@ impl<'m> Sim<'m> {
         }
         if let Op::Child { space, fd, .. } = *op {
             self.fds.insert(space, fd as usize);
-            self.child_found(space);
+            self.introduce(space);
             return Outcome::Done;
         }
         let Some((space, uffd)) = space.and_then(|s| Some((s, self.uffd(s)?))) else {
@@ -661,7 +699,11 @@ impl<'m> Sim<'m> {
                 Outcome::Done
             }
             Op::Stop { why, .. } => {
-                self.kernel.fail(format!("the core stops mm{mm}: {why:?}"));
+                if self.may_stop(why) {
+                    self.kernel.exit(mm);
+                } else {
+                    self.kernel.fail(format!("the core stops mm{mm}: {why:?}"));
+                }
                 Outcome::Done
             }
             _ if !alive => Outcome::Gone,
@@ -706,14 +748,17 @@ impl<'m> Sim<'m> {
                     .vma(at.0)
                     .is_some_and(|m| m.uffd.is_some());
                 let wp = self.kernel.mms[mm].ptes.get(&at.0).is_some_and(|p| p.wp);
-                if let (false, Some(read)) = (served && wp, read) {
+                let writable = self.kernel.mms[mm].vma(at.0).map(|m| m.prot) == Some(Prot::Write);
+                let refused = self.kernel.knobs.no_forced_writes && !writable;
+                if let (false, Some(read)) = (served && wp || refused, read) {
                     self.kernel.make_writable(mm, at.0);
                     let written = self.kernel.mms[mm].ptes.get(&at.0).and_then(|p| p.folio);
                     if let Some(f) = written {
                         self.kernel.folios[f].content[0] = read[0];
                     }
+                    return Outcome::Done;
                 }
-                Outcome::Done
+                Outcome::Refused(EIO)
             }
             Op::Put { .. } | Op::Get { .. } | Op::Compare { .. } | Op::Child { .. } => {
                 Outcome::Refused(19)
@@ -761,7 +806,7 @@ fn is_about(input: &Input, about: SpaceId) -> bool {
         | Input::Adopt { space, .. }
         | Input::Registered { space, .. }
         | Input::Never { space, .. }
-        | Input::ChildKnown(space)
+        | Input::Known(space)
         | Input::Wiped { space, .. }
         | Input::Quiesced { space, .. }
         | Input::Measured { space, .. }
