@@ -49,7 +49,7 @@ use crate::core::{
 use crate::store::EmbeddedStore;
 use crate::store::api::StoreError;
 use crate::sys::arena::{SharedBytes, SharedWords};
-use crate::sys::{clock, spawn, table};
+use crate::sys::{clock, signals, spawn, table};
 use control::{CONTROL_WORDS, Control, RECORDS_MAX, Scalar};
 use guardian::Line;
 use keepers::Keepers;
@@ -200,10 +200,10 @@ impl Session {
         }
     }
 
-    /// Stops this process, whose command was stopped, until it is continued itself or the command is.
-    pub fn stop_with_command(&self) {
+    /// Stops this process, whose command this signal stopped, until it is continued itself or the command is.
+    pub fn stop_with_command(&self, signal: i32) {
         self.control.set(Scalar::StarterStopped, 1);
-        let _ = spawn::signal(spawn::own_pid(), libc::SIGSTOP);
+        signals::stop_by(signal);
         self.control.set(Scalar::StarterStopped, 0);
     }
 
