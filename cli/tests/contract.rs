@@ -423,6 +423,24 @@ fn a_report_that_cannot_be_written_costs_nothing_else() {
 }
 
 #[test]
+fn a_user_without_the_right_to_lock_memory_is_told() {
+    let folder = Folder::new("locked");
+    let copy = folder.file("holo-exec");
+    fs::copy(env!("CARGO_BIN_EXE_holo-exec"), &copy).unwrap();
+    let said = Command::new("setpriv")
+        .args(["--reuid", "65534", "--clear-groups"])
+        .args(["prlimit", "--memlock=8388608"])
+        .arg(copy)
+        .args(["sh", "-c", "echo ran"])
+        .output()
+        .unwrap();
+    assert_eq!(said.status.code(), Some(125));
+    assert_eq!(text(&said.stdout), "");
+    let error = text(&said.stderr);
+    assert!(error.contains("ulimit -l"), "{error}");
+}
+
+#[test]
 fn a_closed_standard_error_changes_nothing() {
     let command = ["sh", "-c", "exec 2>&-; echo fine; exit 5"];
     let with = holo_exec(&[], &command).output().unwrap();
