@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::size::Size;
+
+/// What `holo` and each of its commands ends with.
+const EXIT_CODES: &str = "Exit codes: 0 if it was done; 1 if it was not, and standard error says why; 2 for a wrong usage.";
 
 /// Runs a command within an amount of local memory; what does not fit is paged by holo, invisibly to the
 /// command.
@@ -34,17 +37,27 @@ pub struct Exec {
 
 /// Uses memory beyond this machine's for unmodified programs.
 #[derive(Debug, Parser)]
-#[command(name = "holo", version)]
+#[command(name = "holo", version, after_help = EXIT_CODES)]
 pub struct Holo {
     /// What to do.
     #[command(subcommand)]
     pub action: Action,
 }
 
+/// The programs of which there are completions.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Program {
+    /// `holo`
+    Holo,
+    /// `holo-exec`
+    HoloExec,
+}
+
 /// What `holo` can do.
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Take over a running process: from now on it keeps at most SIZE in RAM.
+    #[command(after_help = EXIT_CODES)]
     Attach {
         /// The process.
         pid: i32,
@@ -54,26 +67,39 @@ pub enum Action {
         /// Write a JSON report to FILE when it ends or is detached.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
+        /// Print the report so far as JSON when it is held.
+        #[arg(long)]
+        json: bool,
     },
     /// Make all memory of a process resident again and let go of it.
+    #[command(after_help = EXIT_CODES)]
     Detach {
-        /// The process.
+        /// The process that was attached; one that holo-exec runs, or holo-exec itself.
         pid: i32,
+        /// Print the report as JSON.
+        #[arg(long)]
+        json: bool,
     },
-    /// Show what holo does for a process.
+    /// Show what holo does for a process and its children.
+    #[command(after_help = EXIT_CODES)]
     Status {
-        /// The process that was attached, or the pager's own id for one under holo-exec.
+        /// The process that was attached; one that holo-exec runs, or holo-exec itself; or a child of these.
         pid: i32,
-        /// As JSON.
+        /// Print the report so far as JSON.
         #[arg(long)]
         json: bool,
     },
     /// Print completions for a shell.
+    #[command(after_help = EXIT_CODES)]
     Completions {
-        /// bash, zsh, fish, elvish or powershell.
+        /// The shell.
         shell: clap_complete::Shell,
+        /// Of which program.
+        #[arg(default_value = "holo")]
+        program: Program,
     },
     /// Write the man pages of holo and holo-exec to a folder.
+    #[command(after_help = EXIT_CODES)]
     Man {
         /// The folder.
         folder: PathBuf,

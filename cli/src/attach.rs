@@ -5,17 +5,18 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use holo_pager::shell::{Session, Settings, request, summary};
+use holo_pager::shell::{Session, Settings, request};
+use holo_pager::sys::inherited::Inherited;
 use holo_proto::Report;
 
 use crate::run::{crash_at, open_report, store_limit_bytes};
 use crate::size::{self, Size};
 
-/// Takes over a process; returns when it is held, and leaves the pager running.
+/// Takes over a process; returns when it is held, and leaves the pager running. The report so far.
 ///
 /// # Errors
 /// In words for the user; the process goes on as if nothing had happened.
-pub fn attach(pid: i32, local_memory: Size, report: Option<&Path>) -> anyhow::Result<()> {
+pub fn attach(pid: i32, local_memory: Size, report: Option<&Path>) -> anyhow::Result<Report> {
     let ram = size::ram_bytes().context("cannot read this machine's memory size")?;
     let file = report.map(open_report).transpose()?;
     let settings = Settings {
@@ -26,8 +27,9 @@ pub fn attach(pid: i32, local_memory: Size, report: Option<&Path>) -> anyhow::Re
         report_fd: file.as_ref().map(|f| f.as_raw_fd()),
         crash_at: crash_at()?,
     };
-    Session::start(&settings)?;
-    Ok(())
+    // The guardian waits for the pager.
+    let _ = Inherited::take();
+    Ok(Session::start(&settings)?.report(None))
 }
 
 fn ask(pid: i32, what: &str) -> anyhow::Result<Report> {
@@ -38,12 +40,18 @@ fn ask(pid: i32, what: &str) -> anyhow::Result<Report> {
                 "process {pid} is not held by holo: `holo attach {pid} --local-memory SIZE` takes it"
             )
         }
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => bail!("{e}"),
         Err(e) => return Err(e).context(format!("the pager of process {pid} does not answer")),
     };
     if line.is_empty() {
         bail!("the pager of process {pid} ended without an answer");
     }
-    serde_json::from_str(&line).with_context(|| format!("the pager says: {}", line.trim()))
+    let said = || format!("the pager says: {}", line.trim());
+    let answer: serde_json::Value = serde_json::from_str(&line).with_context(said)?;
+    if let Some(why) = answer.get("error").and_then(|e| e.as_str()) {
+        bail!("{why}");
+    }
+    serde_json::from_value(answer).with_context(said)
 }
 
 /// Lets go of a process.
@@ -60,10 +68,4 @@ pub fn detach(pid: i32) -> anyhow::Result<Report> {
 /// It is not held, or its pager does not answer.
 pub fn status(pid: i32) -> anyhow::Result<Report> {
     ask(pid, "status")
-}
-
-/// A report as a line.
-#[must_use]
-pub fn line(report: &Report) -> String {
-    summary(report)
 }

@@ -11,7 +11,9 @@ use std::process::{Child, Command};
 use anyhow::Context as _;
 use holo_pager::core::CrashPoint;
 use holo_pager::shell::{Session, Settings, summary};
-use holo_pager::sys::signals::Signals;
+use holo_pager::sys::inherited::Inherited;
+use holo_pager::sys::procfs;
+use holo_pager::sys::signals::{self, Came, Signals};
 use holo_pager::sys::spawn::{self, Ended};
 use holo_proto::Report;
 
@@ -77,11 +79,13 @@ pub fn exec(args: &Exec) -> anyhow::Result<i32> {
         report_fd: None,
         crash_at: crash_at()?,
     };
+    let inherited = Inherited::take();
     let mut session = Session::start(&settings)?;
-    let signals = Signals::take(&passed_on()).context("cannot receive signals")?;
+    let signals = Signals::take(&received()).context("cannot receive signals")?;
     let (program, rest) = args.command.split_first().context("no command given")?;
     let mut command = Command::new(program);
     signals.restore_in(command.args(rest));
+    inherited.restore_in(&mut command);
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(e) => {
@@ -124,33 +128,40 @@ fn write_report(file: Option<&mut File>, report: &Report) {
     }
 }
 
-/// Signals that this process passes on rather than acting on.
-fn passed_on() -> Vec<i32> {
-    (1..=31)
-        .filter(|s| {
-            ![
-                libc::SIGKILL,
-                libc::SIGSTOP,
-                libc::SIGSEGV,
-                libc::SIGBUS,
-                libc::SIGFPE,
-                libc::SIGILL,
-                libc::SIGTRAP,
-                libc::SIGABRT,
-                libc::SIGSYS,
-                libc::SIGPIPE,
-            ]
-            .contains(s)
-        })
+/// Signals that this process receives rather than acting on. A fault of its own ends it all the same: the kernel
+/// does not heed the mask then.
+fn received() -> Vec<i32> {
+    (1..=libc::SIGRTMAX())
+        .filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s))
         .collect()
 }
 
-fn wait_for(session: &mut Session, signals: &Signals, child: &mut Child, pid: i32) -> Ended {
-    let mut watched = true;
+/// Whether the command would not know of it otherwise.
+fn is_to_be_passed_on(came: Came, session: &Session) -> bool {
+    match came.sender {
+        // A write of ours to a pipe that nobody reads; the pager continues us when the command is continued.
+        Some(sender) => sender != spawn::own_pid() && sender != session.pager_pid(),
+        // From a terminal, which tells the whole group, but for one that goes away.
+        None => match came.signal {
+            // The timer of `alarm` stays with the process over an exec.
+            libc::SIGCONT | libc::SIGALRM => true,
+            libc::SIGHUP => signals::leads_session(),
+            _ => false,
+        },
+    }
+}
+
+fn is_stopped(pid: i32) -> bool {
+    procfs::state_of(pid).is_ok_and(|state| state == b'T')
+}
+
+fn wait_for(session: &mut Session, received: &Signals, child: &mut Child, pid: i32) -> Ended {
+    let (mut watched, mut continued) = (true, false);
     loop {
         match spawn::wait(pid, false) {
-            Ok(Some(Ended::Stopped(_))) => {
-                session.stop_with_command();
+            Ok(Some(Ended::Stopped(signal))) => {
+                session.stop_with_command(signal);
+                continued = true;
             }
             Ok(Some(ended)) => return ended,
             Ok(None) => {}
@@ -170,16 +181,16 @@ fn wait_for(session: &mut Session, signals: &Signals, child: &mut Child, pid: i3
         } else {
             (-1, -1)
         };
-        spawn::poll_readable(&[signals.as_raw_fd(), alive, keepers], None);
+        spawn::poll_readable(&[received.as_raw_fd(), alive, keepers], None);
         session.keep();
-        while let Some(came) = signals.next() {
-            // The pager continues us when the command is continued: that needs no second signal.
-            let by_pager = came.sender == Some(session.pager_pid());
-            let forward = came.sender.is_some() && came.signal != libc::SIGCHLD;
-            if !by_pager && (forward || came.signal == libc::SIGCONT) {
-                let _ = spawn::signal(pid, came.signal);
+        while let Some(came) = received.next() {
+            // What continued us went to the whole group, unless the command is stopped still.
+            let known = continued && came.signal == libc::SIGCONT && !is_stopped(pid);
+            if !known && is_to_be_passed_on(came, session) {
+                let _ = signals::pass_on(pid, came);
             }
         }
+        continued = false;
         if watched && session.gone() {
             watched = false;
             if let Ok(Some(ended @ (Ended::Code(_) | Ended::Signal(_)))) = spawn::wait(pid, false) {

@@ -2,54 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-/// A folder of its own, gone with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path =
-            std::env::temp_dir().join(format!("holo-contract-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn holo_exec(options: &[&str], command: &[&str]) -> Command {
-    let mut c = Command::new(env!("CARGO_BIN_EXE_holo-exec"));
-    c.args(options).arg("--").args(command);
-    c
-}
-
-fn bare(command: &[&str]) -> Command {
-    let mut c = Command::new(command[0]);
-    c.args(&command[1..]);
-    c
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn report(path: &Path) -> serde_json::Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
+use common::{Folder, PYTHON, bare, holo_exec, line_of, report, script, start, text};
 
 #[test]
 fn exit_codes_are_the_commands() {
@@ -151,15 +112,156 @@ fn environment_folder_limits_and_descriptors_are_as_bare() {
     assert_eq!(run(holo_exec(&["-q"], &command)), run(bare(&command)));
 }
 
-/// Waits for a line of the child's output.
-fn line_of(child: &mut Child) -> String {
-    let mut line = String::new();
-    let mut byte = [0];
-    let out = child.stdout.as_mut().unwrap();
-    while out.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
-        line.push(char::from(byte[0]));
+/// A command, bare and under `holo-exec`, with more words before it.
+fn both(before: impl Fn() -> Command, command: &[&str]) -> [Command; 2] {
+    let mut bare = before();
+    bare.args(command);
+    let mut with = before();
+    with.args([env!("CARGO_BIN_EXE_holo-exec"), "-q", "--"])
+        .args(command);
+    [bare, with]
+}
+
+fn outputs(commands: [Command; 2]) -> [(Option<i32>, String); 2] {
+    commands.map(|mut c| {
+        let said = c.stdin(Stdio::null()).output().unwrap();
+        let code = said.status.code().or(said.status.signal().map(|n| 128 + n));
+        (code, text(&said.stdout))
+    })
+}
+
+#[test]
+fn signals_are_ignored_and_blocked_as_bare() {
+    let command = [
+        "sh",
+        "-c",
+        "grep -E '^Sig(Blk|Ign|Cgt|Pnd)' /proc/self/status; exit 3",
+    ];
+    for (ignored, blocked) in [
+        ("", ""),
+        ("13", ""),
+        ("17", ""),
+        ("1,2,3,10,13,17,20,21,22,25,34,64", ""),
+        ("13,17", "2,12,13,15,17,35,64"),
+    ] {
+        let before = || {
+            let mut c = script("disposed.py");
+            c.args([ignored, blocked]);
+            c
+        };
+        let [bare, with] = outputs(both(before, &command));
+        assert_eq!(bare.0, Some(3));
+        assert_eq!(with, bare, "ignored: {ignored:?}, blocked: {blocked:?}");
     }
-    line
+}
+
+#[test]
+fn closed_streams_are_the_commands() {
+    let command = ["ls", "/proc/self/fd"];
+    for closed in ["", "exec <&-", "exec 2>&-", "exec <&- 2>&-"] {
+        let before = || {
+            let mut c = Command::new("sh");
+            c.args(["-c", &format!("{closed}\nexec \"$@\""), "sh"]);
+            c
+        };
+        let [bare, with] = outputs(both(before, &command));
+        assert_eq!(bare.0, Some(0));
+        assert_eq!(with, bare, "{closed:?}");
+    }
+}
+
+fn send(signal: i32, options: &[&str], to: &str) {
+    let sent = Command::new("/bin/kill")
+        .args(["-s", &signal.to_string()])
+        .args(options)
+        .arg(to)
+        .status();
+    assert!(sent.unwrap().success(), "kill -s {signal}");
+}
+
+#[test]
+fn every_signal_sent_to_holo_exec_reaches_the_command() {
+    let listens = script("listens.py");
+    let path = listens.get_args().next().unwrap().to_str().unwrap();
+    let mut child = start(holo_exec(&["-q"], &[PYTHON, path]));
+    assert_eq!(child.line(), "ready");
+    let pid = child.pid().to_string();
+    // 32 and 33 are the C library's.
+    for signal in (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP, 32, 33].contains(s)) {
+        send(signal, &[], &pid);
+        assert_eq!(child.line(), signal.to_string());
+    }
+    // They may be many.
+    let queued = script("queued.py");
+    let path = queued.get_args().next().unwrap().to_str().unwrap();
+    let mut child = start(holo_exec(&["-q"], &[PYTHON, path, "37", "3"]));
+    assert_eq!(child.line(), "ready");
+    for value in ["7", "8", "70000"] {
+        send(37, &["-q", value], &child.pid().to_string());
+    }
+    for value in ["7", "8", "70000"] {
+        assert_eq!(child.line(), format!("queued {value}"));
+    }
+    assert!(child.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_signal_that_nobody_handles_ends_both() {
+    for signal in [
+        libc::SIGABRT,
+        libc::SIGPIPE,
+        libc::SIGALRM,
+        libc::SIGSYS,
+        34,
+        64,
+    ] {
+        let mut child = start(holo_exec(
+            &["-q"],
+            &["sh", "-c", "echo ready; exec sleep 60"],
+        ));
+        assert_eq!(child.line(), "ready");
+        send(signal, &[], &child.pid().to_string());
+        let status = child.0.wait().unwrap();
+        assert_eq!(status.code(), Some(128 + signal), "{status}");
+    }
+}
+
+#[test]
+fn a_timer_set_before_reaches_the_command() {
+    let before = || {
+        let mut c = Command::new(PYTHON);
+        c.args([
+            "-c",
+            "import os, signal, sys; signal.alarm(1); os.execvp(sys.argv[1], sys.argv[1:])",
+        ]);
+        c
+    };
+    let [bare, with] = outputs(both(before, &["sleep", "10"]));
+    assert_eq!(bare.0, Some(128 + libc::SIGALRM));
+    assert_eq!(with, bare);
+}
+
+#[test]
+fn a_terminal_is_the_commands() {
+    let [bare, with] = outputs(both(|| script("terminal.py"), &[]));
+    assert_eq!(bare.0, Some(0), "{}", bare.1);
+    for seen in [
+        "terminal True True True 31 99",
+        "interrupted",
+        "stopped by 20",
+        "stopped by 21",
+        "end of input",
+    ] {
+        assert!(bare.1.contains(seen), "no {seen:?}: {}", bare.1);
+    }
+    assert_eq!(with, bare);
+}
+
+#[test]
+fn a_terminal_that_goes_away_ends_the_command() {
+    let [bare, with] = outputs(both(|| script("hangup.py"), &[]));
+    assert_eq!(bare, (Some(0), format!("{}\n", 128 + libc::SIGHUP)));
+    assert_eq!(with, bare);
 }
 
 #[test]
@@ -318,6 +420,24 @@ fn a_report_that_cannot_be_written_costs_nothing_else() {
         "",
         "nothing is run where the report has no place"
     );
+}
+
+#[test]
+fn a_user_without_the_right_to_lock_memory_is_told() {
+    let folder = Folder::new("locked");
+    let copy = folder.file("holo-exec");
+    fs::copy(env!("CARGO_BIN_EXE_holo-exec"), &copy).unwrap();
+    let said = Command::new("setpriv")
+        .args(["--reuid", "65534", "--clear-groups"])
+        .args(["prlimit", "--memlock=8388608"])
+        .arg(copy)
+        .args(["sh", "-c", "echo ran"])
+        .output()
+        .unwrap();
+    assert_eq!(said.status.code(), Some(125));
+    assert_eq!(text(&said.stdout), "");
+    let error = text(&said.stderr);
+    assert!(error.contains("ulimit -l"), "{error}");
 }
 
 #[test]

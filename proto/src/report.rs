@@ -18,7 +18,7 @@ pub struct Stayed {
     pub other: u64,
 }
 
-/// Pages (64 KiB) of memory that holo never takes, by reason, at the last scan.
+/// Pages (64 KiB) of memory that holo never takes, by reason: the most at once, over all processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftAlone {
     /// Thread stacks, robust lists, thread ids, the main stack.
@@ -63,6 +63,10 @@ pub struct Report {
     pub local_memory_bytes: u64,
     /// Most pageable memory seen resident at once, bytes.
     pub resident_peak_bytes: u64,
+    /// Pageable memory that is resident now, bytes; zero at the end.
+    pub resident_bytes: u64,
+    /// Faults that wait for their page now; zero at the end.
+    pub faults_waiting: u64,
     /// Address spaces that were served.
     pub processes: u64,
     /// Faults answered from the store.
@@ -87,7 +91,7 @@ pub struct Report {
     pub store_bytes_stored: u64,
     /// Stored subframes whose checksum did not match.
     pub integrity_failures: u64,
-    /// Longest stop of a process for attaching, microseconds.
+    /// Longest time for which threads of a process were stopped at once, for whatever reason, microseconds.
     pub attach_stop_us_max: u64,
     /// Times that a successor took over from a dead pager.
     pub takeovers: u64,
@@ -95,11 +99,11 @@ pub struct Report {
     pub fault_us: FaultLatency,
     /// Bytes evicted for each second of eviction work.
     pub evict_bytes_per_s: u64,
-    /// CPU time of all of holo's own processes, seconds.
+    /// CPU time of all of holo's own processes, those that ended included, seconds.
     pub holo_cpu_s: f64,
 }
 
 impl Report {
     /// Version of the schema.
-    pub const SCHEMA: u32 = 1;
+    pub const SCHEMA: u32 = 2;
 }

@@ -1,12 +1,14 @@
 //! `holo`: attach, detach, status.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
-use holo_cli::args::{Action, Exec, Holo};
+use holo_cli::args::{Action, Exec, Holo, Program};
 use holo_cli::attach;
+use holo_pager::shell::{progress, summary};
+use holo_proto::Report;
 
 fn main() {
     if let Err(e) = act(Holo::parse().action) {
@@ -16,41 +18,58 @@ fn main() {
 }
 
 fn act(action: Action) -> anyhow::Result<()> {
-    let mut out = std::io::stdout();
-    // A reader that has gone is no failure.
-    let mut say = |text: &str| {
-        let _ = writeln!(out, "{text}");
-    };
     match action {
         Action::Attach {
             pid,
             local_memory,
             report,
+            json,
         } => {
-            attach::attach(pid, local_memory, report.as_deref())?;
-            say(&format!(
-                "holding process {pid}; `holo detach {pid}` lets go"
-            ));
+            let so_far = attach::attach(pid, local_memory, report.as_deref())?;
+            let held = || format!("holding process {pid}; `holo detach {pid}` lets go");
+            say_report(json, &so_far, held)
         }
-        Action::Detach { pid } => {
+        Action::Detach { pid, json } => {
             let report = attach::detach(pid)?;
-            say(&attach::line(&report));
+            say_report(json, &report, || summary(&report))
         }
         Action::Status { pid, json } => {
-            let report = attach::status(pid)?;
-            if json {
-                say(&serde_json::to_string_pretty(&report)?);
-            } else {
-                say(&attach::line(&report));
-            }
+            let so_far = attach::status(pid)?;
+            say_report(json, &so_far, || {
+                format!("process {pid}: {}", progress(&so_far))
+            })
         }
-        Action::Completions { shell } => {
-            clap_complete::generate(shell, &mut Holo::command(), "holo", &mut out);
-            clap_complete::generate(shell, &mut Exec::command(), "holo-exec", &mut out);
+        Action::Completions { shell, program } => {
+            let (mut table, name) = match program {
+                Program::Holo => (Holo::command(), "holo"),
+                Program::HoloExec => (Exec::command(), "holo-exec"),
+            };
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut table, name, &mut script);
+            say(&script)
         }
-        Action::Man { folder } => man(&folder)?,
+        Action::Man { folder } => man(&folder),
     }
-    Ok(())
+}
+
+fn say_report(json: bool, report: &Report, line: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let text = if json {
+        serde_json::to_string_pretty(report)?
+    } else {
+        line()
+    };
+    say(format!("{text}\n").as_bytes())
+}
+
+/// A reader that has gone is no failure.
+fn say(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(e).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn man(folder: &Path) -> anyhow::Result<()> {

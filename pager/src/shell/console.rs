@@ -1,7 +1,8 @@
-//! The pager's console: an abstract Unix socket, by the process id of the target, on which `holo detach`
-//! and `holo status` speak to the pager of a process. No file is left behind.
+//! The pager's console: an abstract Unix socket, by the process id of the target (of `holo-exec`, for a command
+//! under it), on which `holo detach` and `holo status` speak to the pager of a process. No file is left behind.
 //!
-//! One request a connection, one line; one JSON line back. Only root and the pager's own user are heard.
+//! One request a connection, one line that names a process; one JSON line back. Only root and the pager's own user
+//! are heard. Anybody can take such a name, so only root and the asker's own user are believed.
 
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -10,7 +11,8 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::Duration;
 
 use super::control::{Control, Scalar};
-use crate::sys::{spawn, table};
+use crate::sys::table::{self, Peer};
+use crate::sys::{clock, procfs, spawn};
 
 /// How long one peer may take to say what it wants.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -21,10 +23,19 @@ fn name(pid: i32) -> std::io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(format!("holo-pager.{pid}"))
 }
 
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Detach,
+    Status,
+}
+
 /// A request, with the way back.
-pub(crate) enum Request {
-    Detach(Reply),
-    Status(Reply),
+pub(crate) struct Request {
+    pub(crate) what: What,
+    /// The process that it is about.
+    pub(crate) pid: i32,
+    pub(crate) reply: Reply,
 }
 
 /// The way back to whoever asked.
@@ -33,6 +44,10 @@ pub(crate) struct Reply(UnixStream);
 impl Reply {
     pub(crate) fn send(mut self, json: &str) {
         self.write(&format!("{json}\n"));
+    }
+
+    pub(crate) fn refuse(self, why: &str) {
+        self.send(&serde_json::json!({ "error": why }).to_string());
     }
 
     fn write(&mut self, text: &str) {
@@ -53,7 +68,17 @@ impl Console {
     /// # Errors
     /// AddrInUse: the process is held by another pager.
     pub(crate) fn open(pid: i32) -> std::io::Result<Self> {
-        let listener = UnixListener::bind_addr(&name(pid)?)?;
+        Self::listen(&name(pid)?)
+    }
+
+    /// Listens where nobody asks: the name is taken.
+    pub(crate) fn open_aside(pid: i32) -> std::io::Result<Self> {
+        let aside = format!("holo-pager.{pid}.{}", clock::monotonic_ns());
+        Self::listen(&SocketAddr::from_abstract_name(aside)?)
+    }
+
+    fn listen(at: &SocketAddr) -> std::io::Result<Self> {
+        let listener = UnixListener::bind_addr(at)?;
         listener.set_nonblocking(true)?;
         Ok(Self::from(listener))
     }
@@ -81,27 +106,28 @@ impl Console {
     }
 
     fn read(stream: UnixStream) -> Option<Request> {
-        let me = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").ok()?);
-        let peer = table::peer_uid(stream.as_raw_fd())?;
-        if peer != 0 && peer != me {
-            Reply(stream).send("{\"error\":\"only root and the pager's own user may ask\"}");
-            return None;
-        }
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         stream.set_write_timeout(Some(PATIENCE)).ok()?;
+        if !table::peer(stream.as_raw_fd())?.is_trusted() {
+            Reply(stream).refuse("only root and the user that runs the pager may ask");
+            return None;
+        }
         let mut line = String::new();
         BufReader::new((&stream).take(256))
             .read_line(&mut line)
             .ok()?;
         let reply = Reply(stream);
-        match line.trim() {
-            "detach" => Some(Request::Detach(reply)),
-            "status" => Some(Request::Status(reply)),
-            _ => {
-                reply.send("{\"error\":\"unknown request\"}");
-                None
-            }
-        }
+        let (what, pid) = line.trim().split_once(' ').unwrap_or_default();
+        let what = match what {
+            "detach" => Some(What::Detach),
+            "status" => Some(What::Status),
+            _ => None,
+        };
+        let (Some(what), Ok(pid)) = (what, pid.parse()) else {
+            reply.refuse("unknown request: pager and command line are of different versions");
+            return None;
+        };
+        Some(Request { what, pid, reply })
     }
 
     /// Keeps whoever asked waiting until the pager is done.
@@ -115,8 +141,7 @@ impl Console {
     pub(crate) fn finish(mut self, control: Control, json: &str) {
         let late: Vec<Request> = self.requests().collect();
         for request in late {
-            let (Request::Detach(reply) | Request::Status(reply)) = request;
-            self.waiting.push(reply);
+            self.waiting.push(request.reply);
         }
         let mut waiting = std::mem::take(&mut self.waiting);
         for r in &mut waiting {
@@ -146,16 +171,38 @@ impl Console {
     }
 }
 
-/// Sends one request to the pager of `pid` and returns its line; waits as long as the pager takes. A pager
+/// Who has the name for a process.
+pub(crate) fn holder(pid: i32) -> Option<Peer> {
+    let stream = UnixStream::connect_addr(&name(pid).ok()?).ok()?;
+    table::peer(stream.as_raw_fd())
+}
+
+/// Sends one request about `pid` to its pager and returns its line; waits as long as the pager takes. A pager
 /// that dies over it is asked again: its successor knows nothing of the question; so is one that was asked
 /// too slowly, and has hung up. The line is empty if the pager has ended meanwhile.
 ///
+/// The pager listens by the id of that process, or of one that it descends from.
+///
 /// # Errors
-/// ConnectionRefused: no pager holds the process.
+/// ConnectionRefused: no pager holds the process. PermissionDenied: whoever listens is not to be believed.
 pub fn request(pid: i32, request: &str) -> std::io::Result<String> {
+    let line = format!("{request} {pid}\n");
+    let ancestors = std::iter::successors(Some(pid), |&p| procfs::parent_of(p).ok());
+    for id in ancestors.take_while(|&id| id > 1) {
+        match ask_until_heard(id, &line) {
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => {}
+            // Not the process's own name: it may have to do with something else.
+            Err(e) if e.kind() == ErrorKind::PermissionDenied && id != pid => {}
+            result => return result,
+        }
+    }
+    Err(ErrorKind::ConnectionRefused.into())
+}
+
+fn ask_until_heard(id: i32, request: &str) -> std::io::Result<String> {
     let mut heard = false;
     loop {
-        match ask(pid, request) {
+        match ask(id, request) {
             Ok(line) if !line.is_empty() => return Ok(line),
             Ok(_) => {}
             Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {}
@@ -166,10 +213,24 @@ pub fn request(pid: i32, request: &str) -> std::io::Result<String> {
     }
 }
 
-fn ask(pid: i32, request: &str) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect_addr(&name(pid)?)?;
-    stream.write_all(format!("{request}\n").as_bytes())?;
+fn ask(id: i32, request: &str) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect_addr(&name(id)?)?;
+    let peer = table::peer(stream.as_raw_fd()).ok_or(ErrorKind::ConnectionReset)?;
+    if !peer.is_trusted() {
+        let (pid, uid) = (peer.pid, peer.uid);
+        let text = format!(
+            "process {pid} of user {uid} listens in the place of holo's pager for process {id}; only root and your \
+             own user are believed"
+        );
+        return Err(std::io::Error::new(ErrorKind::PermissionDenied, text));
+    }
+    // It may refuse without having heard it.
+    let sent = stream.write_all(request.as_bytes());
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
+    let read = BufReader::new(stream).read_line(&mut line);
+    if line.is_empty() {
+        sent?;
+        read?;
+    }
     Ok(line)
 }

@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::{STATS_WORDS, Stats, Words};
+use crate::sys::clock;
 
 /// Words of a control block.
 pub(crate) const CONTROL_WORDS: u64 = (STATS + STATS_WORDS) as u64;
@@ -56,7 +57,7 @@ scalars! {
     GuardianPid = 13,
     /// The pager is done: no successor is wanted.
     Done = 14,
-    /// Longest stop for an attach, microseconds.
+    /// Longest stop of threads of a process, microseconds.
     StopMaxUs = 22,
     /// Budget, bytes.
     Budget = 23,
@@ -72,11 +73,11 @@ scalars! {
     StoreStored = 28,
     /// Checksum failures.
     IntegrityFailures = 29,
-    /// CPU nanoseconds of the pagers that died.
+    /// CPU nanoseconds of those of us that ended.
     CpuOfDead = 30,
     /// The process that was started or attached first.
     RootPid = 31,
-    /// Pages left alone: stacks.
+    /// Pages left alone, the most at once: stacks.
     LeftStack = 32,
     /// Pages left alone: locked.
     LeftLocked = 33,
@@ -120,6 +121,12 @@ scalars! {
     KeepersFd = 55,
     /// Pagers that ended because of a fault of their own.
     Panics = 56,
+    /// CPU nanoseconds of this guardian.
+    CpuOfGuardian = 57,
+    /// CPU nanoseconds of this warden.
+    CpuOfWarden = 58,
+    /// Pageable bytes resident, of all processes that are watched.
+    Resident = 59,
     /// All that was attached was asked to be detached.
     Detaching = 41,
     /// The command line is stopped, or about to, because the command was.
@@ -181,6 +188,17 @@ impl Control {
 
     pub(crate) fn max(&self, s: Scalar, value: u64) {
         self.words[SCALARS + s as usize].fetch_max(value, Ordering::AcqRel);
+    }
+
+    /// Notes the CPU time of this process, which has this place.
+    pub(crate) fn note_cpu(&self, place: Scalar) {
+        self.set(place, clock::process_cpu_ns());
+    }
+
+    /// Another process has this place from now on.
+    pub(crate) fn inherit_cpu(&self, place: Scalar) {
+        self.add(Scalar::CpuOfDead, self.get(place));
+        self.note_cpu(place);
     }
 
     /// A descriptor number, kept plus one so that zero is none.

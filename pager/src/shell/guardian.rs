@@ -229,6 +229,8 @@ pub(crate) fn answer(control: Control, line: &UnixDatagram) {
         Some(ask) => carry_out(control, ask),
         None => Err(format!("holo's guardian does not understand {ask:?}")),
     };
+    control.max(Scalar::StopMaxUs, attach::longest_stop_us());
+    control.note_cpu(Scalar::CpuOfGuardian);
     let reply = match result {
         Ok(value) => format!("{count} ok {value}"),
         Err(text) => format!("{count} no {text}"),
@@ -250,7 +252,6 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, String> {
                      events need CAP_SYS_PTRACE) on Linux 5.7 or later"
                 )
             })?;
-            control.max(Scalar::StopMaxUs, hold.stop_us);
             let record = Record {
                 uffd: uffd.into_raw_fd(),
                 pid,
@@ -270,7 +271,6 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, String> {
         }
         Ask::MakeRing { pid, uffd } => {
             let made = attach::make_ring(pid, RING_ENTRIES).map_err(text)?;
-            control.max(Scalar::StopMaxUs, made.stop_us);
             let r = control
                 .record(uffd)
                 .ok_or("the process is no longer held")?;

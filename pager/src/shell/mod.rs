@@ -49,7 +49,8 @@ use crate::core::{
 use crate::store::EmbeddedStore;
 use crate::store::api::StoreError;
 use crate::sys::arena::{SharedBytes, SharedWords};
-use crate::sys::{clock, spawn, table};
+use crate::sys::{clock, signals, spawn, table};
+use console::Console;
 use control::{CONTROL_WORDS, Control, RECORDS_MAX, Scalar};
 use guardian::Line;
 use keepers::Keepers;
@@ -59,7 +60,7 @@ use serve::LiveCore;
 use watch::Watch;
 
 pub use console::request;
-pub use report::summary;
+pub use report::{progress, summary};
 
 /// Descriptors that the pager may need: a dozen for each process that is held, and its own.
 const DESCRIPTORS_MOST: u64 = 12 * RECORDS_MAX as u64 + 1024;
@@ -163,6 +164,10 @@ impl Session {
         };
         // Twice, by a pager that died over it and its successor.
         if refusal.starts_with(b"ready") {
+            if session.keepers.is_none() {
+                // Whoever attaches ends in a moment.
+                control.add(Scalar::CpuOfDead, clock::process_cpu_ns());
+            }
             return Ok(session);
         }
         let _ = spawn::wait(guardian, true);
@@ -200,10 +205,10 @@ impl Session {
         }
     }
 
-    /// Stops this process, whose command was stopped, until it is continued itself or the command is.
-    pub fn stop_with_command(&self) {
+    /// Stops this process, whose command this signal stopped, until it is continued itself or the command is.
+    pub fn stop_with_command(&self, signal: i32) {
         self.control.set(Scalar::StarterStopped, 1);
-        let _ = spawn::signal(spawn::own_pid(), libc::SIGSTOP);
+        signals::stop_by(signal);
         self.control.set(Scalar::StarterStopped, 0);
     }
 
@@ -296,8 +301,7 @@ fn pager_main(post: &Post, dead: i32) -> i32 {
     if first {
         control.set_pid(Scalar::TableCleanedBy, me);
     } else {
-        control.add(Scalar::CpuOfDead, control.get(Scalar::CpuOfPager));
-        control.set(Scalar::CpuOfPager, 0);
+        control.inherit_cpu(Scalar::CpuOfPager);
         control.add(Scalar::Takeovers, 1);
     }
     // Whoever can be seen is counted.
@@ -431,8 +435,15 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         post.take_table();
         table::open_numbers().map_err(system("cannot list descriptors"))?
     };
-    let opened =
-        open_memory(control, settings, first).map_err(system("cannot make the pager's memory"))?;
+    let opened = open_memory(control, settings, first).map_err(|e| {
+        let why = match e.raw_os_error() {
+            Some(libc::EAGAIN) => {
+                "; it is locked into RAM, and `ulimit -l` is too low for that: raise it, or run as root"
+            }
+            _ => "",
+        };
+        format!("cannot make the pager's memory: {e}{why}")
+    })?;
     let config = Config {
         budget_bytes: control.get(Scalar::Budget),
         frames: FRAMES,
@@ -451,18 +462,11 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         recover(control, opened.memory, arena, limit, config).map_err(|e| e.to_string())?
     };
     let console = if first {
-        let name = settings.attach.unwrap_or_else(spawn::own_pid);
-        let console = console::Console::open(name).map_err(|e| {
-            if e.kind() == io::ErrorKind::AddrInUse {
-                format!("process {name} is held by holo already: `holo detach {name}` lets go of it first")
-            } else {
-                format!("cannot listen for requests: {e}")
-            }
-        })?;
+        let console = open_console(control, settings.attach)?;
         control.set_fd(Scalar::ConsoleFd, console.as_raw_fd());
         console
     } else {
-        console::Console::from_owned(
+        Console::from_owned(
             take(control, Scalar::ConsoleFd).map_err(system("the console is lost"))?,
         )
     };
@@ -524,10 +528,41 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
     control.set(Scalar::CpuOfPager, clock::process_cpu_ns());
     let json = serde_json::to_string(&report::build(control, None, 0)).unwrap_or_default();
     if let Some(fd) = settings.report_fd {
-        spawn::write_at_once(fd, format!("{json}\n").as_bytes());
+        if let Err(e) = spawn::write_all(fd, format!("{json}\n").as_bytes()) {
+            let root = control.pid(Scalar::RootPid);
+            watch.message(&format!("cannot write the report of process {root}: {e}"));
+        }
     }
     watch.finish(&json);
     Ok(())
+}
+
+/// The console under the id that people know: the process that is attached, or the command line that runs a
+/// command.
+fn open_console(control: Control, attach: Option<i32>) -> Result<Console, String> {
+    let id = attach.unwrap_or_else(|| control.pid(Scalar::StarterPid));
+    let cannot = |e: io::Error| format!("cannot listen for requests: {e}");
+    let holder = match Console::open(id) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => console::holder(id),
+        opened => return opened.map_err(cannot),
+    };
+    let stranger = holder.filter(|h| !h.is_trusted()).map(|h| {
+        let (pid, uid) = (h.pid, h.uid);
+        format!("process {pid} of user {uid} listens in the place of holo's pager for process {id}")
+    });
+    match (stranger, attach) {
+        (Some(who), Some(_)) => Err(format!("{who}: end that one first")),
+        (None, Some(_)) => Err(format!(
+            "process {id} is held by holo already: `holo detach {id}` lets go of it first"
+        )),
+        // No reason not to run a command.
+        (who, None) => {
+            let console = Console::open_aside(id).map_err(cannot)?;
+            let why = who.unwrap_or_else(|| "an earlier pager lives on under that id".to_owned());
+            console.message(control, &format!("`holo status {id}` will not work: {why}"));
+            Ok(console)
+        }
+    }
 }
 
 /// Room to keep the replacement order of all pages that can be resident, and some.

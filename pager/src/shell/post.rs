@@ -84,6 +84,7 @@ impl Post {
         if !self.control.replace_pid(Scalar::GuardianPid, dead, me) {
             return 0;
         }
+        self.control.inherit_cpu(Scalar::CpuOfGuardian);
         spawn::set_name(c"holo-guardian");
         spawn::lock_memory();
         self.guard(warden)
@@ -101,6 +102,7 @@ impl Post {
         let mut pager = Watched::new(control.pid(Scalar::PagerPid));
         control.set_fd(Scalar::GuardianWatchFd, pager.fd);
         loop {
+            control.note_cpu(Scalar::CpuOfGuardian);
             // A dead guardian may have started one that has just taken its place.
             self.leave_table_to_pager();
             if pager.pid != control.pid(Scalar::PagerPid) {
@@ -217,9 +219,11 @@ impl Post {
         spawn::set_name(c"holo-warden");
         spawn::lock_memory();
         control.set_pid(Scalar::WardenPid, me);
+        control.inherit_cpu(Scalar::CpuOfWarden);
         let first = Watched::new(guardian);
         control.set_fd(Scalar::WardenWatchFd, first.fd);
         while !first.has_ended() {
+            control.note_cpu(Scalar::CpuOfWarden);
             spawn::poll_readable(&[first.fd], Some(LOOK_AGAIN_NS));
         }
         let mut dead = guardian;
@@ -245,6 +249,7 @@ impl Post {
                     return 1;
                 }
             };
+            control.note_cpu(Scalar::CpuOfWarden);
             // From here on it needs no descriptor to watch with: it is the parent.
             while let Ok(None | Some(Ended::Stopped(_))) = spawn::wait(next, true) {}
             let now = control.pid(Scalar::GuardianPid);

@@ -19,6 +19,8 @@ pub(crate) fn build(control: Control, exit_code: Option<i32>, own_cpu_ns: u64) -
         wall_s: seconds(clock::monotonic_ns().saturating_sub(started)),
         local_memory_bytes: control.get(Scalar::Budget),
         resident_peak_bytes: s.usage_peak_bytes,
+        resident_bytes: control.get(Scalar::Resident),
+        faults_waiting: control.get(Scalar::Waiting),
         processes: control.get(Scalar::Processes).max(s.spaces),
         faults_remote: s.faults_remote,
         faults_zero: s.faults_zero,
@@ -54,7 +56,16 @@ pub(crate) fn build(control: Control, exit_code: Option<i32>, own_cpu_ns: u64) -
         },
         evict_bytes_per_s: rate(&s, evicted),
         holo_cpu_s: seconds(
-            control.get(Scalar::CpuOfDead) + control.get(Scalar::CpuOfPager) + own_cpu_ns,
+            [
+                Scalar::CpuOfDead,
+                Scalar::CpuOfPager,
+                Scalar::CpuOfGuardian,
+                Scalar::CpuOfWarden,
+            ]
+            .iter()
+            .map(|&s| control.get(s))
+            .sum::<u64>()
+                + own_cpu_ns,
         ),
     }
 }
@@ -94,6 +105,31 @@ pub fn summary(r: &Report) -> String {
             1 => "; 1 take-over".to_owned(),
             n => format!("; {n} take-overs"),
         }
+    )
+}
+
+/// What holo does for a process now, for people.
+#[must_use]
+pub fn progress(r: &Report) -> String {
+    let mib = |b: u64| b as f64 / (1 << 20) as f64;
+    let plural = |n: u64| if n == 1 { "" } else { "s" };
+    format!(
+        "{:.1} of {:.0} MiB resident; {} fault{} waiting; {} process{} paged; {:.0} MiB out, {:.0} MiB back in {} \
+         faults (p50 {:.0} us, p99 {:.0} us), {} take-over{}, {:.0} s so far",
+        mib(r.resident_bytes),
+        mib(r.local_memory_bytes),
+        r.faults_waiting,
+        plural(r.faults_waiting),
+        r.processes,
+        if r.processes == 1 { "" } else { "es" },
+        mib(r.bytes_evicted),
+        mib(r.bytes_refaulted),
+        r.faults_remote,
+        r.fault_us.p50,
+        r.fault_us.p99,
+        r.takeovers,
+        plural(r.takeovers),
+        r.wall_s,
     )
 }
 

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 
-use holo_proto::{Addr, AddrRange, SpaceId};
+use holo_proto::{Addr, AddrRange, LeftAlone, SpaceId};
 
-use super::console::{Console, Request};
+use super::console::{Console, Request, What};
 use super::control::{Control, Record, Scalar};
 use super::family::{self, Match};
 use super::guardian::{Ask, Line};
@@ -65,6 +65,8 @@ struct Member {
     attempts: u32,
     anon_bytes: u64,
     left_bytes: u64,
+    /// Never taken, by the last survey.
+    left: LeftAlone,
     /// Shared with fork relatives, as last counted.
     shared_bytes: u64,
     next_count_ns: u64,
@@ -308,6 +310,11 @@ impl Watch {
         }
     }
 
+    /// Says something to the user.
+    pub(crate) fn message(&self, text: &str) {
+        self.console.message(self.control, text);
+    }
+
     /// Answers those who wait for the end.
     pub(crate) fn finish(self, json: &str) {
         self.console.finish(self.control, json);
@@ -366,6 +373,7 @@ impl Watch {
                 attempts: 0,
                 anon_bytes: 0,
                 left_bytes: 0,
+                left: LeftAlone::default(),
                 shared_bytes: 0,
                 next_count_ns: 0,
                 seen: BTreeSet::new(),
@@ -442,6 +450,7 @@ impl Watch {
             0
         };
         self.last_total = total;
+        self.control.set(Scalar::Resident, total);
         // Now and then all the same: what the core counts itself may have gone astray.
         if self.quiet_looks < QUIET_LOOKS || self.quiet_looks.is_multiple_of(QUIET_LOOKS) {
             for (space, bytes) in measured {
@@ -1056,7 +1065,6 @@ impl Watch {
     /// there were any.
     fn find_mappings(&mut self, now: u64) -> bool {
         let mut found = BTreeSet::new();
-        let mut surveyed = Vec::new();
         for (&pid, m) in &mut self.members {
             let Some(space) = m.space else { continue };
             heads_of(pid, &mut m.never);
@@ -1083,7 +1091,7 @@ impl Watch {
                             .iter()
                             .map(|&range| (space, range.start.0, range.end.0)),
                     );
-                    surveyed.push(survey);
+                    m.left = survey.left;
                 }
                 let cost = clock::monotonic_ns() - started;
                 m.next_survey_ns = now + (cost * SEARCH_SHARE).max(SURVEY_NS);
@@ -1095,23 +1103,41 @@ impl Watch {
             let range = AddrRange::new(start, end);
             self.input(Input::Adopt { space, range });
         }
-        for survey in surveyed {
-            self.control.set(Scalar::LeftStack, survey.left.stack);
-            self.control.set(Scalar::LeftLocked, survey.left.locked);
-            self.control.set(Scalar::LeftShared, survey.left.shared);
-            self.control.set(Scalar::LeftFile, survey.left.file);
-        }
+        self.count_left_alone();
         any
     }
 
+    /// Notes what all processes together keep from being taken, where it is more than it ever was.
+    fn count_left_alone(&self) {
+        let most = |place, of: fn(&LeftAlone) -> u64| {
+            let all = self.members.values().map(|m| of(&m.left)).sum();
+            self.control.max(place, all);
+        };
+        most(Scalar::LeftStack, |left| left.stack);
+        most(Scalar::LeftLocked, |left| left.locked);
+        most(Scalar::LeftShared, |left| left.shared);
+        most(Scalar::LeftFile, |left| left.file);
+    }
+
     fn answer(&mut self, request: Request) {
-        match request {
-            Request::Detach(reply) => {
+        let Request { what, pid, reply } = request;
+        let root = self.control.pid(Scalar::RootPid);
+        let names_all = pid == root || self.is_ours(pid);
+        if !names_all && !self.members.contains_key(&pid) {
+            reply.refuse(&format!("process {pid} is not held by holo"));
+            return;
+        }
+        match what {
+            What::Detach if !names_all => reply.refuse(&format!(
+                "process {pid} is held together with process {root}: `holo detach {root}` lets go of both"
+            )),
+            What::Detach => {
                 self.control.set(Scalar::Detaching, 1);
                 self.detach_all();
                 self.console.reply_at_end(reply);
             }
-            Request::Status(reply) => {
+            What::Status => {
+                self.control.note_cpu(Scalar::CpuOfPager);
                 let report = report::build(self.control, None, 0);
                 reply.send(&serde_json::to_string(&report).unwrap_or_default());
             }

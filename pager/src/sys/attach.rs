@@ -13,6 +13,7 @@ use std::time::Duration;
 use holo_proto::{Addr, AddrRange};
 
 use super::fds;
+pub use super::inject::longest_stop_us;
 use super::inject::{Lost, Plan, Stopped, with_stopped};
 use super::process::{self, Target};
 use super::ptrace::{Errno, bits, register};

@@ -22,6 +22,7 @@
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use holo_proto::Addr;
@@ -149,7 +150,22 @@ pub(super) fn with_stopped<T, E: From<Lost>>(
         stopped.lasting.clear();
     }
     let stop_us = stopped.release();
+    note_stop(stop_us);
     outcome.map(|value| (value, stop_us))
+}
+
+static LONGEST_STOP_US: AtomicU64 = AtomicU64::new(0);
+
+/// The longest time for which this process has kept threads of another one stopped, whatever came of it,
+/// microseconds.
+#[must_use]
+pub fn longest_stop_us() -> u64 {
+    LONGEST_STOP_US.load(Ordering::Relaxed)
+}
+
+/// A stop has ended.
+pub(super) fn note_stop(stop_us: u64) {
+    LONGEST_STOP_US.fetch_max(stop_us, Ordering::Relaxed);
 }
 
 impl Stopped {

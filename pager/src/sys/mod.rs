@@ -11,6 +11,7 @@ mod boost;
 pub mod clock;
 pub mod errors;
 mod fds;
+pub mod inherited;
 mod inject;
 mod mapped;
 pub mod maps;

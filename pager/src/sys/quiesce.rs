@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::inject::Lost;
+use super::inject::{Lost, note_stop};
 use super::process;
 use super::ptrace::{self, Pace, Stop};
 use super::refuse::AttachError;
@@ -105,14 +105,31 @@ enum Look {
 
 fn stop_all(pid: i32, traced: &Mutex<Vec<i32>>, agreement: &Agreement) -> Result<u64, Lost> {
     let since = Instant::now();
-    let mut held: Vec<Held> = Vec::new();
+    let mut held = Vec::new();
+    let outcome = hold_all(pid, traced, agreement, since, &mut held);
+    let was_stopped = held.iter().any(|thread| thread.stopped);
+    drop(held);
+    let stop_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+    if was_stopped {
+        note_stop(stop_us);
+    }
+    outcome.map(|()| stop_us)
+}
+
+fn hold_all(
+    pid: i32,
+    traced: &Mutex<Vec<i32>>,
+    agreement: &Agreement,
+    since: Instant,
+    held: &mut Vec<Held>,
+) -> Result<(), Lost> {
     loop {
         // A thread that still runs may start others: only a listing that holds no new one, after all were
         // seen stopped, is the last.
         let all_stopped = held.iter().all(|thread| thread.stopped);
-        let new = seize_new(pid, &mut held, traced)?;
+        let new = seize_new(pid, held, traced)?;
         if !new && all_stopped && !held.is_empty() {
-            break;
+            return Ok(());
         }
         if held.is_empty() {
             return Err(Lost::Gone);
@@ -128,8 +145,6 @@ fn stop_all(pid: i32, traced: &Mutex<Vec<i32>>, agreement: &Agreement) -> Result
             Pace::Sleep.pause(since.elapsed());
         }
     }
-    drop(held);
-    Ok(u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Traces and stops the threads that are not held yet; whether there were any.
@@ -165,4 +180,18 @@ fn seize_new(pid: i32, held: &mut Vec<Held>, traced: &Mutex<Vec<i32>>) -> Result
         let _ = ptrace::interrupt(thread.tid);
     }
     Ok(held.len() > first_new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inject::longest_stop_us;
+    use super::*;
+    use crate::sys::testing::Target;
+
+    #[test]
+    fn a_stop_of_all_threads_counts_among_the_longest() {
+        let target = Target::start();
+        let stop_us = quiesce(target.pid).unwrap();
+        assert!(longest_stop_us() >= stop_us);
+    }
 }

@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
+use super::{spawn, usize_of};
+
 /// One signal that came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Came {
@@ -13,6 +15,8 @@ pub struct Came {
     pub signal: i32,
     /// The process that sent it (to this one); none if the kernel did, as a terminal does to a whole group.
     pub sender: Option<i32>,
+    /// What was sent along (`sigqueue`).
+    pub value: Option<u64>,
 }
 
 /// Signals that are read instead of acted on.
@@ -87,6 +91,7 @@ impl Signals {
         Some(Came {
             signal: i32::try_from(info.ssi_signo).unwrap_or(0),
             sender: (info.ssi_code <= 0).then(|| i32::try_from(info.ssi_pid).unwrap_or(0)),
+            value: (info.ssi_code == libc::SI_QUEUE).then_some(info.ssi_ptr),
         })
     }
 
@@ -95,6 +100,56 @@ impl Signals {
     pub fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
+}
+
+/// Sends a process a signal that came here, with what was sent along.
+///
+/// # Errors
+/// What the kernel says.
+pub fn pass_on(pid: i32, came: Came) -> io::Result<()> {
+    let Some(value) = came.value else {
+        return spawn::signal(pid, came.signal);
+    };
+    let value = libc::sigval {
+        sival_ptr: std::ptr::without_provenance_mut(usize_of(value)),
+    };
+    // SAFETY: a signal; the value is a number that is carried as a pointer, and is not followed here.
+    if pid > 0 && unsafe { libc::sigqueue(pid, came.signal, value) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Stops this process by a signal that does, so that its parent sees the same as of a child that it stopped;
+/// returns when it is continued. The signal may be blocked, and ignored.
+pub fn stop_by(signal: i32) {
+    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+    let mut before = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: initialises the set.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: an initialised set; a number out of range is refused.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+    // SAFETY: the default disposition runs no code.
+    let disposition = unsafe { libc::signal(signal, libc::SIG_DFL) };
+    let _ = spawn::signal(spawn::own_pid(), signal);
+    // SAFETY: an initialised set, and room for another one. Here it stops.
+    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), before.as_mut_ptr()) };
+    // SAFETY: a set that the kernel filled, and zeroed before.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    // SIGSTOP has none that could be changed.
+    if disposition != libc::SIG_ERR {
+        // SAFETY: what was there before.
+        unsafe { libc::signal(signal, disposition) };
+    }
+}
+
+/// Whether this process leads its session: then a terminal that goes away tells it alone.
+#[must_use]
+pub fn leads_session() -> bool {
+    // SAFETY: returns a number.
+    let leader = unsafe { libc::getsid(0) };
+    leader == spawn::own_pid()
 }
 
 impl std::fmt::Debug for Signals {

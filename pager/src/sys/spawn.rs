@@ -314,6 +314,24 @@ pub fn write_at_once(fd: RawFd, bytes: &[u8]) {
     unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
 }
 
+/// Writes all of it, however long that takes.
+///
+/// # Errors
+/// What the kernel says; a part may have been written.
+pub fn write_all(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
+    let mut left = bytes;
+    while !left.is_empty() {
+        // SAFETY: the bytes are valid for reads; the descriptor stays whose it is.
+        let n = unsafe { libc::write(fd, left.as_ptr().cast(), left.len()) };
+        match usize::try_from(n) {
+            Ok(n) => left = &left[n..],
+            Err(_) if errno() == libc::EINTR => {}
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+    Ok(())
+}
+
 /// This process's id.
 #[must_use]
 pub fn own_pid() -> i32 {

@@ -125,9 +125,28 @@ pub fn are_the_same(one: impl AsFd, other: impl AsFd) -> bool {
     super::fds::are_the_same(one.as_fd(), other.as_fd())
 }
 
-/// User id of the process at the other end of a Unix stream.
+/// Who is at the other end of a Unix stream: as it was when that end was made, or began to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Process id.
+    pub pid: i32,
+    /// Effective user id.
+    pub uid: u32,
+}
+
+impl Peer {
+    /// Root, or this process's own user.
+    #[must_use]
+    pub fn is_trusted(self) -> bool {
+        // SAFETY: returns a number.
+        let own = unsafe { libc::geteuid() };
+        self.uid == 0 || self.uid == own
+    }
+}
+
+/// Who is at the other end of a Unix stream.
 #[must_use]
-pub fn peer_uid(socket: RawFd) -> Option<u32> {
+pub fn peer(socket: RawFd) -> Option<Peer> {
     let mut cred = libc::ucred {
         pid: 0,
         uid: u32::MAX,
@@ -144,7 +163,10 @@ pub fn peer_uid(socket: RawFd) -> Option<u32> {
             &raw mut len,
         )
     };
-    (r == 0).then_some(cred.uid)
+    (r == 0).then_some(Peer {
+        pid: cred.pid,
+        uid: cred.uid,
+    })
 }
 
 /// What a descriptor is of, as `/proc/self/fd` shows it.
