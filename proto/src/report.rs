@@ -77,6 +77,9 @@ pub struct Report {
     pub pages_stayed: Stayed,
     /// Pages never taken.
     pub pages_left_alone: LeftAlone,
+    /// Processes that could not be taken, or not be evicted from, for a time or to their end: their memory was not
+    /// limited.
+    pub processes_left_alone: u64,
     /// Bytes that left memory.
     pub bytes_evicted: u64,
     /// Bytes that came back.
@@ -101,5 +104,5 @@ pub struct Report {
 
 impl Report {
     /// Version of the schema.
-    pub const SCHEMA: u32 = 1;
+    pub const SCHEMA: u32 = 2;
 }
