@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use crate::sys::attach::AttachError;
 
 /// Between the first two attempts, nanoseconds; twice as long each time.
-const PAUSE_NS: u64 = 10_000_000;
+const PAUSE_NS: u64 = 1_000_000;
 /// Most between two attempts: whatever stands in the way may be removed.
 const PAUSE_MOST_NS: u64 = 10_000_000_000;
-/// An attempt looks at the whole process: it costs at most this share of a CPU, one in so many.
+/// An attempt looks at the whole process: it costs at most this share of a CPU, one in so many; of what may have been a
+/// wait, up to a second.
 const ATTEMPT_SHARE: u64 = 50;
-/// Failed attempts before something that passes by itself, as a rule, counts as well.
-const PASSING_ATTEMPTS: u32 = 5;
+const COST_MOST_NS: u64 = 1_000_000_000;
+/// Failed attempts before something that passes by itself, as a rule, counts as well: a quarter of a second.
+const PASSING_ATTEMPTS: u32 = 9;
 /// Reasons that one pager tells.
 const REASONS_MOST: usize = 16;
 
@@ -75,7 +77,8 @@ impl Attempts {
     /// One more has failed, which took so long. True once: when it counts as left alone from now on.
     pub(crate) fn fail(&mut self, now_ns: u64, took_ns: u64, is_passing: bool) -> bool {
         let pause = PAUSE_NS.saturating_mul(1 << self.failed.min(20));
-        self.next_ns = now_ns + pause.max(took_ns * ATTEMPT_SHARE).min(PAUSE_MOST_NS);
+        let cost = took_ns.saturating_mul(ATTEMPT_SHARE).min(COST_MOST_NS);
+        self.next_ns = now_ns + pause.min(PAUSE_MOST_NS).max(cost);
         self.failed = self.failed.saturating_add(1);
         let counts = !self.counted && (!is_passing || self.failed >= PASSING_ATTEMPTS);
         self.counted |= counts;
@@ -120,13 +123,15 @@ mod tests {
         let mut attempts = Attempts::default();
         attempts.fail(0, 5_000_000, false);
         assert_eq!(attempts.next_ns, 250_000_000);
+        attempts.fail(0, 100_000_000_000, false);
+        assert_eq!(attempts.next_ns, COST_MOST_NS);
     }
 
     #[test]
     fn what_passes_by_itself_counts_when_it_has_not() {
         let mut attempts = Attempts::default();
-        let counted = [true; 8].map(|passing| attempts.fail(0, 0, passing));
-        assert_eq!(counted, std::array::from_fn(|i| i == 4));
+        let counted: Vec<u32> = (1..100).filter(|_| attempts.fail(0, 0, true)).collect();
+        assert_eq!(counted, [PASSING_ATTEMPTS]);
         let mut attempts = Attempts::default();
         assert!(attempts.fail(0, 0, false));
         assert!(!attempts.fail(0, 0, false));

@@ -530,6 +530,7 @@ impl Watch {
         match duplicate(uffd) {
             Some(fd) if !family::is_gone(&fd) => {
                 self.spaces.remove(&space);
+                self.ringless.remove(&space);
                 self.orphans.push(Orphan {
                     bereaved: true,
                     ring_gone: false,
