@@ -57,6 +57,10 @@ pub enum Program {
 #[derive(Debug, Subcommand)]
 pub enum Action {
     /// Take over a running process: from now on it keeps at most SIZE in RAM.
+    ///
+    /// Refused, with cause and remedy, where it could not be paged; the process goes on as it was. What holo has to
+    /// say later (why a process was killed, or is not limited) goes to standard error if that is a file or a terminal,
+    /// else to the system's log: see dmesg or journalctl.
     #[command(after_help = EXIT_CODES)]
     Attach {
         /// The process.

@@ -81,6 +81,9 @@ pub struct Report {
     pub pages_stayed: Stayed,
     /// Pages never taken.
     pub pages_left_alone: LeftAlone,
+    /// Processes that could not be taken, or not be evicted from, for a time or to their end: their memory was not
+    /// limited.
+    pub processes_left_alone: u64,
     /// Bytes that left memory.
     pub bytes_evicted: u64,
     /// Bytes that came back.

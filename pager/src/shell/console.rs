@@ -16,6 +16,8 @@ use crate::sys::{clock, procfs, spawn};
 
 /// How long one peer may take to say what it wants.
 const PATIENCE: Duration = Duration::from_millis(200);
+/// Of an error of a program, as the system's logs want it before a message: syslog(3).
+const LOG_PRIORITY: &str = "<11>";
 /// Requests heard in one look.
 const REQUESTS: usize = 4;
 
@@ -158,16 +160,32 @@ impl Console {
             r.write("\n");
         }
     }
+}
 
-    /// A message to the user, on standard error, if that can take it at once: a pager never waits for a
-    /// pipe that a target may have filled.
-    pub(crate) fn message(&self, control: Control, text: &str) {
-        let Some(fd) = control.fd(Scalar::MessagesFd) else {
-            return;
-        };
-        if spawn::poll_writable(fd) {
-            spawn::write_at_once(fd, format!("holo: {text}\n").as_bytes());
-        }
+/// A message to the user, where it can be taken at once: a pager never waits for a pipe that a target may have
+/// filled.
+pub(crate) fn message(control: Control, text: &str) {
+    let Some(fd) = control.fd(Scalar::MessagesFd) else {
+        return;
+    };
+    if control.get(Scalar::MessagesLogged) != 0 {
+        spawn::write_at_once(fd, format!("{LOG_PRIORITY}holo: {text}\n").as_bytes());
+    } else if spawn::poll_writable(fd) {
+        spawn::write_at_once(fd, format!("holo: {text}\n").as_bytes());
+    }
+}
+
+/// After an attach: whoever reads what the command line said, to its end, must not wait for ours, which comes with
+/// the process's. A file or a terminal is kept for messages; in the place of a pipe or a socket comes the system's
+/// log, where the reason of a killed process is looked for: the kernel's, else the log daemon's, else nothing.
+pub(crate) fn let_go_of_streams(control: Control) {
+    let Some(fd) = control.fd(Scalar::MessagesFd) else {
+        return;
+    };
+    if table::has_a_reader(fd) {
+        let log = table::open_log();
+        control.set(Scalar::MessagesLogged, u64::from(log.is_some()));
+        table::put_in_place(log, fd);
     }
 }
 

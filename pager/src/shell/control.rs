@@ -127,6 +127,10 @@ scalars! {
     CpuOfWarden = 58,
     /// Pageable bytes resident, of all processes that are watched.
     Resident = 59,
+    /// Processes that could not be taken, or not be evicted from.
+    LeftProcesses = 60,
+    /// Messages go to the system's log.
+    MessagesLogged = 61,
     /// All that was attached was asked to be detached.
     Detaching = 41,
     /// The command line is stopped, or about to, because the command was.
@@ -144,6 +148,8 @@ pub(crate) struct Record {
     pub(crate) pidfd: i32,
     /// Number of the descriptor that it keeps, in its own table; -1 for none.
     pub(crate) keeper: i32,
+    /// Of a fork's child: the number of the one that its parent kept, which it has as well; -1 for none.
+    pub(crate) inherited: i32,
     /// Number of its ring's descriptor, -1 for none.
     pub(crate) ring: i32,
     /// The ring's parameters.
@@ -249,6 +255,7 @@ impl Control {
             ring: number(4),
             clear_tid: word(5),
             image: word(6),
+            inherited: number(7),
             params,
         })
     }
@@ -284,6 +291,7 @@ impl Control {
         put(4, number(r.ring));
         put(5, r.clear_tid);
         put(6, r.image);
+        put(7, number(r.inherited));
         put(0, number(r.uffd));
         true
     }
@@ -311,6 +319,7 @@ mod tests {
             pid: 77,
             pidfd: 5,
             keeper: -1,
+            inherited: 4,
             ring: -1,
             params: [3; 15],
             clear_tid: 9,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::control::{Control, Record, Scalar};
 use super::live::{Command, Queue};
 use super::post::Post;
+use super::refusals::Refusal;
 use crate::sys::attach::{self, AttachError};
 use crate::sys::uffd::Uffd;
 use crate::sys::{clock, procfs, spawn, table};
@@ -77,7 +78,7 @@ pub(crate) struct Line {
 enum Unanswered {
     /// A guardian died over it. What it did of it is in the records.
     CutOff,
-    No(String),
+    No(Refusal),
 }
 
 impl Line {
@@ -98,7 +99,7 @@ impl Line {
     }
 
     /// Asks and waits for the answer; asks again where a guardian dies over it.
-    pub(crate) fn ask(&mut self, ask: Ask) -> Result<i64, String> {
+    pub(crate) fn ask(&mut self, ask: Ask) -> Result<i64, Refusal> {
         let before: Vec<Record> = self.post.control.records().collect();
         loop {
             match self.ask_once(ask) {
@@ -133,7 +134,8 @@ impl Line {
         let text = format!("{} {} {}", self.count, spawn::own_pid(), ask.encode());
         let send = |line: &Self| {
             line.socket.send(text.as_bytes()).map_err(|e| {
-                Unanswered::No(format!("holo's guardian process cannot be asked: {e}"))
+                let why = format!("holo's guardian process cannot be asked: {e}");
+                Unanswered::No(Refusal::passing(why))
             })
         };
         let mut asked = control.pid(Scalar::GuardianPid);
@@ -152,13 +154,17 @@ impl Line {
                     }
                     return match kind {
                         Some("ok") => Ok(rest.parse().unwrap_or(0)),
-                        _ => Err(Unanswered::No(rest.to_owned())),
+                        Some("later") => Err(Unanswered::No(Refusal::passing(rest))),
+                        _ => Err(Unanswered::No(Refusal::lasting(rest))),
                     };
                 }
-                Err(e) if e.kind() == ErrorKind::WouldBlock && clock::monotonic_ns() < until => {}
+                // Not yet; or a signal, or this process was stopped and continued.
+                Err(e)
+                    if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+                        && clock::monotonic_ns() < until => {}
                 Err(e) => {
                     let why = format!("holo's guardian process does not answer: {e}");
-                    return Err(Unanswered::No(why));
+                    return Err(Unanswered::No(Refusal::passing(why)));
                 }
             }
             self.look_after_guardian();
@@ -227,56 +233,69 @@ pub(crate) fn answer(control: Control, line: &UnixDatagram) {
     let ask = parts.next().unwrap_or("");
     let result = match Ask::decode(ask) {
         Some(ask) => carry_out(control, ask),
-        None => Err(format!("holo's guardian does not understand {ask:?}")),
+        None => Err(Refusal::lasting(format!(
+            "holo's guardian does not understand {ask:?}"
+        ))),
     };
     control.max(Scalar::StopMaxUs, attach::longest_stop_us());
     control.note_cpu(Scalar::CpuOfGuardian);
     let reply = match result {
         Ok(value) => format!("{count} ok {value}"),
-        Err(text) => format!("{count} no {text}"),
+        Err(r) if r.is_passing => format!("{count} later {}", r.why),
+        Err(r) => format!("{count} no {}", r.why),
     };
     let _ = line.send(reply.as_bytes());
 }
 
-fn carry_out(control: Control, ask: Ask) -> Result<i64, String> {
-    let text = |e: AttachError| e.to_string();
+/// At the end of a session: a process that was taken for a pager that did not wait for it keeps nothing.
+pub(crate) fn give_back_the_rest(control: Control) {
+    for r in control.records().filter(|r| r.keeper >= 0) {
+        if procfs::image(r.pid).is_ok_and(|image| image == r.image) {
+            let _ = attach::drop_keeper(r.pid, r.keeper);
+        }
+    }
+}
+
+fn carry_out(control: Control, ask: Ask) -> Result<i64, Refusal> {
     match ask {
         Ask::TakeHold { pid } => {
-            attach::preflight(pid).map_err(text)?;
-            let hold = attach::take_hold(pid).map_err(text)?;
+            attach::preflight(pid)?;
+            let hold = attach::take_hold(pid)?;
             let uffd = Uffd::from_owned(hold.uffd);
             uffd.handshake().map_err(|e| {
                 let _ = attach::drop_keeper(pid, hold.keeper_fd);
-                format!(
+                Refusal::lasting(format!(
                     "userfaultfd for process {pid} lacks what holo needs ({e}): run as root (fork \
                      events need CAP_SYS_PTRACE) on Linux 5.7 or later"
-                )
+                ))
             })?;
             let record = Record {
                 uffd: uffd.into_raw_fd(),
                 pid,
                 pidfd: table::leave(hold.pidfd),
                 keeper: hold.keeper_fd,
+                inherited: -1,
                 ring: -1,
                 params: [0; 15],
                 clear_tid: hold.clear_child_tid.map_or(0, |a| a.0),
                 image: procfs::image(pid).unwrap_or(0),
             };
             if !control.put_record(&record) {
+                let _ = attach::drop_keeper(pid, record.keeper);
                 table::close(record.uffd);
                 table::close(record.pidfd);
-                return Err("more processes than holo can hold at once".to_owned());
+                return Err(Refusal::too_many(pid));
             }
             Ok(i64::from(record.uffd))
         }
         Ask::MakeRing { pid, uffd } => {
-            let made = attach::make_ring(pid, RING_ENTRIES).map_err(text)?;
+            let made = attach::make_ring(pid, RING_ENTRIES)?;
             let r = control
                 .record(uffd)
-                .ok_or("the process is no longer held")?;
+                .ok_or_else(|| Refusal::passing(format!("process {pid} is no longer held")))?;
             // What it advises is done to the memory that the process had then: it must be the held one.
             if procfs::image(pid).is_ok_and(|image| image != r.image) {
-                return Err(format!("process {pid} has started another program"));
+                return Err(AttachError::Changed { pid }.into());
             }
             let ring = table::leave(made.fd);
             control.put_record(&Record {
@@ -286,11 +305,135 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, String> {
             });
             Ok(i64::from(ring))
         }
-        Ask::Quiesce { pid } => attach::quiesce(pid)
-            .map(|us| i64::try_from(us).unwrap_or(i64::MAX))
-            .map_err(text),
+        Ask::Quiesce { pid } => Ok(i64::try_from(attach::quiesce(pid)?).unwrap_or(i64::MAX)),
         Ask::DropKeeper { pid, keeper } => {
-            attach::drop_keeper(pid, keeper).map(|()| 0).map_err(text)
+            attach::drop_keeper(pid, keeper)?;
+            Ok(0)
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::Settings;
+    use super::super::control::{CONTROL_WORDS, RECORDS_MAX};
+    use super::*;
+    use crate::sys::testing;
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+    use std::process::Command as Program;
+    use std::sync::atomic::AtomicU64;
+
+    /// The control block of a session whose guardian is this process.
+    pub(in super::super) fn control() -> Control {
+        let words: Vec<AtomicU64> = (0..CONTROL_WORDS).map(|_| AtomicU64::new(0)).collect();
+        let control = Control::new(words.leak());
+        control.set_pid(Scalar::GuardianPid, spawn::own_pid());
+        control
+    }
+
+    /// The pager's end of a line, and the guardian's.
+    pub(in super::super) fn line_of(control: Control) -> (Line, UnixDatagram) {
+        let (pager, guardian) = UnixDatagram::pair().unwrap();
+        let settings = Settings {
+            local_memory_bytes: 1 << 20,
+            store_limit_bytes: 1 << 20,
+            attach: None,
+            messages_fd: 2,
+            report_fd: None,
+            crash_at: None,
+        };
+        let post = Post {
+            control,
+            settings,
+            line: -1,
+        };
+        let commands = Arc::new(Queue::new().unwrap());
+        (Line::new(post, pager, commands).unwrap(), guardian)
+    }
+
+    /// Waits for a request; its number and text.
+    pub(in super::super) fn heard(guardian: &UnixDatagram) -> (String, String) {
+        let mut buffer = [0; 256];
+        let len = guardian.recv(&mut buffer).unwrap();
+        let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        let mut parts = text.splitn(3, ' ').map(str::to_owned);
+        (parts.next().unwrap(), parts.nth(1).unwrap())
+    }
+
+    #[test]
+    fn a_signal_while_it_waits_for_the_answer_is_none() {
+        let (mut line, guardian) = line_of(control());
+        let (tid, told) = std::sync::mpsc::channel();
+        let asker = std::thread::spawn(move || {
+            tid.send(testing::own_tid()).unwrap();
+            line.ask(Ask::Quiesce { pid: 1 })
+        });
+        let tid = told.recv().unwrap();
+        let (count, _) = heard(&guardian);
+        // It may be about to wait only: more than once.
+        for _ in 0..10 {
+            testing::interrupt(tid);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        guardian.send(format!("{count} ok 7").as_bytes()).unwrap();
+        assert_eq!(asker.join().unwrap(), Ok(7));
+    }
+
+    #[test]
+    fn what_nobody_waited_for_is_given_back() {
+        let control = control();
+        let mut target = testing::Target::start();
+        let keeper = target.syscall(libc::SYS_userfaultfd, [0; 5]);
+        let keeper = i32::try_from(keeper).unwrap();
+        let record = Record {
+            uffd: 5000,
+            pid: target.pid,
+            keeper,
+            image: procfs::image(target.pid).unwrap(),
+            ..Record::default()
+        };
+        let is_open = || std::fs::exists(format!("/proc/{}/fd/{keeper}", record.pid)).unwrap();
+        // Another program by now: left alone.
+        control.put_record(&Record {
+            image: record.image + 1,
+            ..record
+        });
+        give_back_the_rest(control);
+        assert!(is_open());
+        control.put_record(&record);
+        give_back_the_rest(control);
+        assert!(!is_open());
+    }
+
+    #[test]
+    fn a_process_for_which_there_is_no_room_keeps_nothing() {
+        let control = control();
+        for uffd in 5000..5000 + i32::try_from(RECORDS_MAX).unwrap() {
+            let r = Record {
+                uffd,
+                ..Record::default()
+            };
+            assert!(control.put_record(&r));
+        }
+        let mut sleeper = Program::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(sleeper.id()).unwrap();
+        testing::within("the program", || {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+            (name == "sleep\n" && procfs::state_of(pid).unwrap() == b'S').then_some(())
+        });
+        let descriptors = || -> BTreeMap<PathBuf, PathBuf> {
+            let all = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+            all.map(|entry| entry.unwrap().path())
+                .map(|at| (at.clone(), std::fs::read_link(at).unwrap()))
+                .collect()
+        };
+        let before = descriptors();
+        let refused = carry_out(control, Ask::TakeHold { pid });
+        let after = descriptors();
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        assert_eq!(refused, Err(Refusal::too_many(pid)));
+        assert_eq!(after, before);
     }
 }

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use super::control::{Control, Scalar};
-use super::family;
+use super::control::Control;
+use super::{console, family};
 use crate::sys::advise::PidFd;
-use crate::sys::{procfs, spawn};
+use crate::sys::procfs;
 
 /// Kills every process that is held; says which.
 ///
@@ -35,11 +35,6 @@ pub(crate) fn kill_held(control: Control) -> Vec<i32> {
 /// As [`kill_held`], in a process of the session; the reason goes to the user.
 pub(crate) fn give_up(control: Control, why: &str) {
     for pid in kill_held(control) {
-        if let Some(fd) = control.fd(Scalar::MessagesFd) {
-            let text = format!("holo: process {pid} was killed: {why}\n");
-            if spawn::poll_writable(fd) {
-                spawn::write_at_once(fd, text.as_bytes());
-            }
-        }
+        console::message(control, &format!("process {pid} was killed: {why}"));
     }
 }

@@ -59,6 +59,7 @@ pub(crate) enum Errand {
         count: u64,
     },
     Child {
+        parent: SpaceId,
         space: SpaceId,
         uffd: i32,
     },
@@ -611,7 +612,7 @@ impl Live {
                 self.errand(Errand::NeedQuiesce { space, count });
                 Outcome::Done
             }
-            Op::Child { space, fd, .. } => {
+            Op::Child { parent, space, fd } => {
                 let uffd = i32::try_from(fd).ok()?;
                 // At once: the child runs already.
                 self.have_kept(uffd);
@@ -620,7 +621,11 @@ impl Live {
                     let target = Target::new(Uffd::from_owned(owned), None, None);
                     self.targets[usize::from(space.0)] = Some(Box::new(target));
                 }
-                self.errand(Errand::Child { space, uffd });
+                self.errand(Errand::Child {
+                    parent,
+                    space,
+                    uffd,
+                });
                 Outcome::Done
             }
             Op::Closed { space, detached } => {

@@ -28,6 +28,7 @@ mod killing;
 mod limits;
 mod live;
 mod post;
+mod refusals;
 mod report;
 mod scan;
 mod serve;
@@ -83,7 +84,8 @@ pub struct Settings {
     pub store_limit_bytes: u64,
     /// Attach to this process at once; else the session waits for [`Session::watch`].
     pub attach: Option<i32>,
-    /// Where messages go: a descriptor number of this process, kept open by the session.
+    /// Where messages go: a descriptor number of this process, kept open by the session. After an attach a pipe or
+    /// socket is let go of, and messages go to the system's log.
     pub messages_fd: i32,
     /// Where the report goes at the end: a descriptor number of this process, kept open by the session.
     pub report_fd: Option<i32>,
@@ -252,6 +254,8 @@ impl Session {
 /// The guardian's process.
 fn guardian_main(control: Control, settings: &Settings, answer: OwnedFd) -> i32 {
     spawn::leave_session();
+    // The caller's folder is not ours to keep busy.
+    let _ = std::env::set_current_dir("/");
     spawn::ignore_terminal_signals();
     // Whatever else was inherited (a pipe that somebody reads to its end) is not the pager's to hold.
     let mut keep = vec![settings.messages_fd, table::number_of(&answer)];
@@ -520,6 +524,9 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
             let _ = serving.join();
             return Err(why);
         }
+        if settings.attach.is_some() {
+            console::let_go_of_streams(control);
+        }
         say(control, "ready");
     }
     watch.run();
@@ -559,7 +566,7 @@ fn open_console(control: Control, attach: Option<i32>) -> Result<Console, String
         (who, None) => {
             let console = Console::open_aside(id).map_err(cannot)?;
             let why = who.unwrap_or_else(|| "an earlier pager lives on under that id".to_owned());
-            console.message(control, &format!("`holo status {id}` will not work: {why}"));
+            console::message(control, &format!("`holo status {id}` will not work: {why}"));
             Ok(console)
         }
     }

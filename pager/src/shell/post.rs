@@ -111,6 +111,7 @@ impl Post {
                 std::mem::replace(&mut pager, next).forget();
             } else if pager.has_ended() {
                 if control.get(Scalar::Done) != 0 {
+                    guardian::give_back_the_rest(control);
                     return 0;
                 }
                 if !self.replace_pager(pager.pid) {

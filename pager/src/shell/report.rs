@@ -39,6 +39,7 @@ pub(crate) fn build(control: Control, exit_code: Option<i32>, own_cpu_ns: u64) -
             shared: control.get(Scalar::LeftShared),
             file: control.get(Scalar::LeftFile),
         },
+        processes_left_alone: control.get(Scalar::LeftProcesses),
         bytes_evicted: evicted,
         bytes_refaulted: s.subpages_refaulted * SUBPAGE_BYTES,
         store_bytes_raw: control.get(Scalar::StoreRaw),
@@ -81,6 +82,14 @@ fn rate(s: &Stats, evicted: u64) -> u64 {
 #[must_use]
 pub fn summary(r: &Report) -> String {
     let mib = |b: u64| b as f64 / (1 << 20) as f64;
+    let alone = match r.processes_left_alone {
+        0 => String::new(),
+        1 => "; 1 process was not limited".to_owned(),
+        n => format!("; {n} processes were not limited"),
+    };
+    if r.pages_evicted == 0 && r.processes_left_alone > 0 {
+        return format!("holo: nothing was paged{alone}");
+    }
     if r.pages_evicted == 0 {
         return format!(
             "holo: fitted in {:.0} MiB; nothing was paged",
@@ -89,7 +98,7 @@ pub fn summary(r: &Report) -> String {
     }
     format!(
         "holo: {:.0} MiB budget (peak {:.0}); {:.0} MiB out at {:.0} MiB/s, {:.0} MiB back in {} faults \
-         (p50 {:.0} us, p99 {:.0} us); store {:.0} -> {:.0} MiB{}",
+         (p50 {:.0} us, p99 {:.0} us); store {:.0} -> {:.0} MiB{}{alone}",
         mib(r.local_memory_bytes),
         mib(r.resident_peak_bytes),
         mib(r.bytes_evicted),

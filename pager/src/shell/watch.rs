@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use holo_proto::{Addr, AddrRange, LeftAlone, SpaceId};
 
-use super::console::{Console, Request, What};
+use super::console::{self, Console, Request, What};
 use super::control::{Control, Record, Scalar};
 use super::family::{self, Match};
 use super::guardian::{Ask, Line};
 use super::limits::Limits;
 use super::live::{Command, Errand, Parts, Queue, Target};
+use super::refusals::{Attempts, Refusal, Told};
 use super::report;
 use super::scan;
 use crate::core::{Input, StopReason};
@@ -51,8 +52,6 @@ const MATCH_NS: u64 = 1_000_000;
 const SURVEY_NS: u64 = 1_000_000_000;
 /// A process with less private memory than this is not worth taking.
 const TAKE_MIN_BYTES: u64 = 1 << 20;
-/// Failed attempts to take one process before it is left alone.
-const ATTEMPTS: u32 = 5;
 
 /// A process of the tree, taken or not.
 struct Member {
@@ -62,7 +61,7 @@ struct Member {
     taking: bool,
     /// Its memory is another member's as well, and is counted there.
     shares: bool,
-    attempts: u32,
+    attempts: Attempts,
     anon_bytes: u64,
     left_bytes: u64,
     /// Never taken, by the last survey.
@@ -81,6 +80,8 @@ struct Member {
 struct Orphan {
     space: SpaceId,
     uffd: i32,
+    /// Of a fork's child whose message was read in this pager's life.
+    parent: Option<SpaceId>,
     /// It had a process, which ended or started another program, and whose memory lives on.
     bereaved: bool,
     /// Nothing is left of the ring in that process. Before, a successor has to find things as they were.
@@ -97,6 +98,7 @@ impl Orphan {
         Self {
             space,
             uffd,
+            parent: None,
             bereaved: false,
             ring_gone: true,
             wants_ring: false,
@@ -115,6 +117,9 @@ pub(crate) struct Watch {
     members: BTreeMap<i32, Member>,
     spaces: BTreeMap<SpaceId, (i32, i32)>,
     orphans: Vec<Orphan>,
+    /// Spaces that were refused a ring, without which nothing of theirs is evicted.
+    ringless: BTreeMap<SpaceId, Attempts>,
+    told: Told,
     limits: Option<Limits>,
     text: Vec<u8>,
     ranges: Vec<AddrRange>,
@@ -147,6 +152,8 @@ impl Watch {
             members: BTreeMap::new(),
             spaces: BTreeMap::new(),
             orphans: Vec::new(),
+            ringless: BTreeMap::new(),
+            told: Told::default(),
             limits: None,
             text: Vec::with_capacity(1 << 20),
             ranges: Vec::with_capacity(4096),
@@ -305,14 +312,14 @@ impl Watch {
         {
             return; // by a predecessor
         }
-        if let Err(why) = self.take_one(pid) {
-            self.refusal = Some(why);
+        if let Err(refusal) = self.take_one(pid) {
+            self.refusal = Some(refusal.why);
         }
     }
 
     /// Says something to the user.
     pub(crate) fn message(&self, text: &str) {
-        self.console.message(self.control, text);
+        console::message(self.control, text);
     }
 
     /// Answers those who wait for the end.
@@ -370,7 +377,7 @@ impl Watch {
                 space: None,
                 taking: false,
                 shares: false,
-                attempts: 0,
+                attempts: Attempts::default(),
                 anon_bytes: 0,
                 left_bytes: 0,
                 left: LeftAlone::default(),
@@ -461,6 +468,7 @@ impl Watch {
         let pressed = total > self.take_above() && !self.is_detaching();
         if pressed {
             self.take();
+            self.make_missing_rings();
         }
         if !self.orphans.is_empty() && now >= self.next_match_ns {
             let started = clock::monotonic_ns();
@@ -531,6 +539,7 @@ impl Watch {
         match duplicate(uffd) {
             Some(fd) if !family::is_gone(&fd) => {
                 self.spaces.remove(&space);
+                self.ringless.remove(&space);
                 self.orphans.push(Orphan {
                     bereaved: true,
                     ring_gone: false,
@@ -616,6 +625,7 @@ impl Watch {
     }
 
     fn take(&mut self) {
+        let now = clock::monotonic_ns();
         let wanted: Vec<i32> = self
             .members
             .iter()
@@ -623,7 +633,7 @@ impl Watch {
                 m.space.is_none()
                     && !m.taking
                     && !m.shares
-                    && m.attempts < ATTEMPTS
+                    && m.attempts.is_due(now)
                     && m.anon_bytes >= TAKE_MIN_BYTES
             })
             .map(|(&pid, _)| pid)
@@ -639,11 +649,47 @@ impl Watch {
             if self.is_held_by_another(pid) {
                 continue;
             }
-            if self.take_one(pid).is_err() {
-                if let Some(m) = self.members.get_mut(&pid) {
-                    m.attempts += 1;
-                }
+            let started = clock::monotonic_ns();
+            if let Err(refusal) = self.take_one(pid) {
+                self.not_taken(pid, started, &refusal);
             }
+        }
+    }
+
+    /// An attempt to take a process has failed: it is tried again later.
+    fn not_taken(&mut self, pid: i32, started: u64, refusal: &Refusal) {
+        let Some(m) = self.members.get_mut(&pid) else {
+            return;
+        };
+        let now = clock::monotonic_ns();
+        if m.attempts.fail(now, now - started, refusal.is_passing) {
+            self.left_alone(&refusal.why);
+        }
+    }
+
+    /// A process takes what memory it wants: counted, and told if it is the first one with this reason.
+    fn left_alone(&mut self, why: &str) {
+        self.control.add(Scalar::LeftProcesses, 1);
+        if self.told.is_new(why) {
+            let text = format!(
+                "the memory of a process is not limited: {why} (tried again later; others with this cause are counted \
+                 in the report)"
+            );
+            console::message(self.control, &text);
+        }
+    }
+
+    /// What was refused a ring is tried again, for whatever refused it may be gone.
+    fn make_missing_rings(&mut self) {
+        let now = clock::monotonic_ns();
+        let due: Vec<SpaceId> = self
+            .ringless
+            .iter()
+            .filter(|(_, attempts)| attempts.is_due(now))
+            .map(|(&space, _)| space)
+            .collect();
+        for space in due {
+            self.make_ring(space);
         }
     }
 
@@ -672,11 +718,11 @@ impl Watch {
             let same = procfs::image(r.pid).is_ok_and(|image| image == r.image);
             if same && !detaching {
                 self.add_member(r.pid);
-                if self.take_one(r.pid).is_ok() {
-                    continue;
-                }
+                // Given back where it fails; then it is taken again when there is pressure.
+                let _ = self.take_one(r.pid);
+            } else {
+                self.give_back(&r, same);
             }
-            self.give_back(&r, same);
         }
         if detaching {
             self.detach_all();
@@ -710,32 +756,40 @@ impl Watch {
         self.members.retain(|_, m| m.space.is_some() || m.taking);
     }
 
-    fn take_one(&mut self, pid: i32) -> Result<(), String> {
+    fn take_one(&mut self, pid: i32) -> Result<(), Refusal> {
         let there = self.held_for_nobody().find(|r| r.pid == pid);
         let uffd = match there {
             Some(r) => r.uffd,
             None => i32::try_from(self.line.ask(Ask::TakeHold { pid })?).unwrap_or(-1),
         };
-        let r = self
-            .control
-            .record(uffd)
-            .ok_or("holo's guardian lost the record of the process")?;
-        let m = self.members.get_mut(&pid).ok_or("the process ended")?;
+        let Some(r) = self.control.record(uffd) else {
+            return Err(Refusal::passing(format!(
+                "holo's guardian lost the record of process {pid}"
+            )));
+        };
+        self.begin_to_serve(&r).inspect_err(|_| {
+            // What was made in the process for it must not stay.
+            let same = procfs::image(pid).is_ok_and(|image| image == r.image);
+            self.give_back(&r, same);
+        })
+    }
+
+    /// Hands a process that was taken to the serving thread.
+    fn begin_to_serve(&mut self, r: &Record) -> Result<(), Refusal> {
+        let pid = r.pid;
+        let ended = || Refusal::passing(format!("process {pid} ended while it was taken"));
+        let m = self.members.get_mut(&pid).ok_or_else(ended)?;
+        // An exec since the member was found: what was opened then belongs to the old address space.
+        m.statm = Statm::open(pid).map_err(|_| ended())?;
+        m.maps = ProcMaps::open(pid).map_err(|_| ended())?;
+        let target = Box::new(self.target(r).ok_or_else(ended)?);
+        let m = self.members.get_mut(&pid).ok_or_else(ended)?;
         m.taking = true;
         m.never
             .extend((r.clear_tid != 0).then_some(Addr(r.clear_tid)));
-        // An exec since the member was found: what was opened then belongs to the old address space.
-        m.statm = Statm::open(pid).map_err(|e| e.to_string())?;
-        m.maps = ProcMaps::open(pid).map_err(|e| e.to_string())?;
         m.seen.clear();
         self.control.add(Scalar::Processes, 1);
-        let target = self
-            .target(&r)
-            .ok_or_else(|| format!("process {pid} ended while it was taken"))?;
-        self.tell(Command::Add {
-            pid,
-            target: Box::new(target),
-        });
+        self.tell(Command::Add { pid, target });
         Ok(())
     }
 
@@ -778,8 +832,9 @@ impl Watch {
             Errand::Refused { pid, target } => {
                 if let Some(m) = self.members.get_mut(&pid) {
                     m.taking = false;
-                    m.attempts = ATTEMPTS;
                 }
+                let now = clock::monotonic_ns();
+                self.not_taken(pid, now, &Refusal::too_many(pid));
                 let number = target.uffd.as_raw_fd();
                 table::unclaim(number);
                 if let Some(r) = self.control.record(number) {
@@ -796,8 +851,15 @@ impl Watch {
                 let count = if self.quiesce(space) { count } else { 0 };
                 self.input(Input::Quiesced { space, count });
             }
-            Errand::Child { space, uffd } => {
-                self.orphans.push(Orphan::child(space, uffd));
+            Errand::Child {
+                parent,
+                space,
+                uffd,
+            } => {
+                self.orphans.push(Orphan {
+                    parent: Some(parent),
+                    ..Orphan::child(space, uffd)
+                });
                 self.next_match_ns = 0;
             }
             Errand::PartsLost(space) => {
@@ -839,22 +901,34 @@ impl Watch {
             self.input(Input::RingRefused(space));
             return;
         };
-        let known = self.control.record(uffd).filter(|r| r.ring >= 0);
-        let made = match known {
-            Some(_) => Ok(0),
-            None => self.line.ask(Ask::MakeRing { pid, uffd }),
-        };
-        let ring = made.ok().and_then(|_| {
-            let r = self.control.record(uffd)?;
-            map_ring(&r)
-        });
-        match ring {
-            Some(ring) => self.tell(Command::Ring {
-                space,
-                ring: Box::new(ring),
-            }),
-            None => self.input(Input::RingRefused(space)),
+        let started = clock::monotonic_ns();
+        match self.ring_of(pid, uffd) {
+            Ok(ring) => {
+                self.ringless.remove(&space);
+                let ring = Box::new(ring);
+                self.tell(Command::Ring { space, ring });
+            }
+            Err(refusal) => {
+                let now = clock::monotonic_ns();
+                let attempts = self.ringless.entry(space).or_default();
+                if attempts.fail(now, now - started, refusal.is_passing) {
+                    self.left_alone(&refusal.why);
+                }
+                self.input(Input::RingRefused(space));
+            }
         }
+    }
+
+    /// The ring in the process of a userfaultfd, made if there is none.
+    fn ring_of(&mut self, pid: i32, uffd: i32) -> Result<AdviceRing, Refusal> {
+        let known = self.control.record(uffd).is_some_and(|r| r.ring >= 0);
+        if !known {
+            self.line.ask(Ask::MakeRing { pid, uffd })?;
+        }
+        let record = self.control.record(uffd);
+        record.and_then(|r| map_ring(&r)).ok_or_else(|| {
+            Refusal::passing(format!("the ring in process {pid} cannot be used by holo"))
+        })
     }
 
     fn stopped(&mut self, space: SpaceId, why: StopReason) {
@@ -867,7 +941,7 @@ impl Watch {
         if let Some(m) = self.members.get(&pid) {
             let _ = m.pidfd.send_signal(libc::SIGKILL);
         }
-        self.console.message(
+        console::message(
             self.control,
             &format!("process {pid}: {}", report::explain(why)),
         );
@@ -877,12 +951,13 @@ impl Watch {
         let uffd = target.uffd.as_raw_fd();
         // Its members, if it had more than one, are watched again.
         self.orphans.retain(|o| o.space != space);
+        self.ringless.remove(&space);
         let record = self.control.record(uffd);
         if let Some((pid, _)) = self.spaces.remove(&space) {
             if detached {
                 family::let_go(&target.uffd, pid);
-                if let Some(r) = record.filter(|r| r.keeper >= 0) {
-                    let keeper = r.keeper;
+                let keeper = record.map_or(-1, |r| r.keeper.max(r.inherited));
+                if keeper >= 0 {
                     let _ = self.line.ask(Ask::DropKeeper { pid, keeper });
                 }
                 self.members.remove(&pid);
@@ -1037,11 +1112,17 @@ impl Watch {
         let (Some(p), Ok(pidfd)) = (parts(pid), PidFd::open(pid)) else {
             return false;
         };
+        // What the parent keeps is open in a child as well.
+        let parent = o.parent.and_then(|p| self.spaces.get(&p));
+        let kept = parent
+            .and_then(|&(_, uffd)| self.control.record(uffd))
+            .map_or(-1, |r| r.keeper.max(r.inherited));
         let record = Record {
             uffd: o.uffd,
             pid,
             pidfd: table::leave(pidfd.into_owned()),
             keeper: -1,
+            inherited: kept,
             ring: -1,
             params: [0; 15],
             clear_tid: 0,
@@ -1184,4 +1265,59 @@ fn heads_of(pid: i32, never: &mut Vec<Addr>) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::guardian::tests::{control, heard, line_of};
+    use super::*;
+    use crate::sys::testing;
+
+    #[test]
+    fn nothing_is_left_of_a_process_that_ends_while_it_is_taken() {
+        let control = control();
+        let (line, guardian) = line_of(control);
+        let (commands, errands) = (Queue::new().unwrap(), Queue::new().unwrap());
+        let mut target = testing::Target::start();
+        let pid = target.pid;
+        let console = Console::open(pid).unwrap();
+        let mut watch = Watch::new(
+            control,
+            Arc::new(commands),
+            Arc::new(errands),
+            line,
+            console,
+        );
+        watch.add_member(pid);
+        // The guardian takes it, and it ends.
+        let guardian = std::thread::spawn(move || {
+            let (count, ask) = heard(&guardian);
+            assert_eq!(ask, format!("hold {pid} 0"));
+            let uffd = target.uffd().into_raw_fd();
+            let image = procfs::image(pid).unwrap();
+            control.put_record(&Record {
+                uffd,
+                pid,
+                pidfd: -1,
+                keeper: 9,
+                inherited: -1,
+                ring: -1,
+                params: [0; 15],
+                clear_tid: 0,
+                image,
+            });
+            target.end();
+            guardian
+                .send(format!("{count} ok {uffd}").as_bytes())
+                .unwrap();
+        });
+        let refusal = watch.take_one(pid).unwrap_err();
+        guardian.join().unwrap();
+        assert!(
+            refusal.is_passing && refusal.why.contains("ended"),
+            "{refusal:?}"
+        );
+        assert_eq!(control.records().count(), 0);
+        assert!(!watch.members[&pid].taking);
+    }
 }

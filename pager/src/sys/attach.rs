@@ -86,6 +86,7 @@ pub struct Advised {
 pub fn preflight(pid: i32) -> Result<(), AttachError> {
     let target = Target::open_to_take(pid)?;
     process::candidates(pid)?;
+    refuse_without_io_uring(pid)?;
     userfaultfd_device(&target).map(drop)
 }
 
@@ -95,6 +96,7 @@ pub fn preflight(pid: i32) -> Result<(), AttachError> {
 /// Why not; the process then goes on as before.
 pub fn take_hold(pid: i32) -> Result<Hold, AttachError> {
     let target = Target::open_to_take(pid)?;
+    refuse_without_io_uring(pid)?;
     let device = userfaultfd_device(&target)?;
     let high = process::high_descriptor(pid);
     let (taken, stop_us) = in_a_stop(&target, "userfaultfd", move |stopped, pidfd| {
@@ -119,7 +121,7 @@ fn take(
 ) -> Result<(OwnedFd, i32, Option<Addr>), Failure> {
     let scratch = stopped
         .map_scratch(SCRATCH_BYTES)?
-        .map_err(|errno| AttachError::kernel(pid, "mmap", errno))?;
+        .map_err(|errno| no_scratch(pid, errno))?;
     let flags = bits(libc::O_CLOEXEC | libc::O_NONBLOCK);
     let low = match (stopped.call(libc::SYS_userfaultfd, &[flags])?, device) {
         (Ok(fd), _) => fd,
@@ -214,7 +216,7 @@ pub fn make_ring(pid: i32, entries: u32) -> Result<RingHold, AttachError> {
         stopped.release();
         let scratch = maker
             .map_scratch(SCRATCH_BYTES)?
-            .map_err(|errno| AttachError::kernel(pid, "mmap", errno))?;
+            .map_err(|errno| no_scratch(pid, errno))?;
         maker.poke(scratch, &RingParams::request(RING_IDLE_MS).0)?;
         let arguments = [u64::from(entries), scratch.0];
         let ring = maker
@@ -452,6 +454,32 @@ fn no_userfaultfd(pid: i32, errno: Errno) -> AttachError {
     AttachError::UserfaultfdOff {
         pid,
         why: why.to_owned(),
+    }
+}
+
+/// A ring is made at the first eviction. Where none can be had nothing can be evicted, and to serve a process without
+/// that does it no good.
+fn refuse_without_io_uring(pid: i32) -> Result<(), AttachError> {
+    if !fds::kernel_has_io_uring() {
+        return Err(no_ring(pid, MAKING_A_RING, libc::ENOSYS));
+    }
+    if !process::may_make_ring(pid) {
+        return Err(no_ring(pid, MAKING_A_RING, libc::EPERM));
+    }
+    Ok(())
+}
+
+fn no_scratch(pid: i32, errno: Errno) -> AttachError {
+    match errno {
+        libc::ENOMEM if !process::has_address_space(pid) => AttachError::LimitAs {
+            pid,
+            limit: process::address_space_limit(pid).unwrap_or(0),
+        },
+        libc::EAGAIN => AttachError::LimitMemlock {
+            pid,
+            limit: process::locked_limit(pid).unwrap_or(0),
+        },
+        other => AttachError::kernel(pid, "mmap", other),
     }
 }
 

@@ -159,6 +159,25 @@ pub(super) fn kernel_has_userfaultfd() -> bool {
     fd.err() != Some(libc::ENOSYS)
 }
 
+/// Whether the kernel was built with io_uring at all.
+pub(super) fn kernel_has_io_uring() -> bool {
+    let nowhere = std::ptr::null_mut::<u8>();
+    // SAFETY: a ring without entries is refused before its parameters, which are nowhere, are written to.
+    let fd = owned(unsafe { libc::syscall(libc::SYS_io_uring_setup, 0, nowhere) });
+    fd.err() != Some(libc::ENOSYS)
+}
+
+/// Whether a descriptor of another process is of the same open file as one of ours; false when that cannot be
+/// known.
+pub(super) fn is_one_of_ours(pid: i32, number: RawFd) -> bool {
+    let me = super::spawn::own_pid();
+    let ours = super::table::open_numbers().unwrap_or_default();
+    ours.into_iter().any(|own| {
+        // SAFETY: touches no memory of ours.
+        unsafe { libc::syscall(libc::SYS_kcmp, me, pid, KCMP_FILE, own, number) == 0 }
+    })
+}
+
 /// Opens `/dev/userfaultfd`, which makes userfaultfds for a process without the right; an error says
 /// why it cannot be had. Linux 6.1.
 pub(super) fn open_userfaultfd_device() -> io::Result<OwnedFd> {

@@ -4,11 +4,13 @@
 //! stop itself. It is read first so that the stop is short, and so that a refusal costs the process nothing.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use holo_proto::AddrRange;
 
+use super::errors::UffdError;
 use super::fds;
 use super::inject::{AROUND_BYTES, Syscall};
 use super::maps::{MapName, ProcMaps, VmFlags, mappings, smaps};
@@ -16,6 +18,7 @@ use super::mem::TargetMem;
 use super::procfs;
 use super::refuse::AttachError;
 use super::restart::{Disturbance, disturbance};
+use super::uffd::Uffd;
 
 /// How long all threads may be in state D before it is called an error: a disk access ends sooner.
 const UNINTERRUPTIBLE_PATIENCE: Duration = Duration::from_millis(500);
@@ -27,6 +30,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const THREADS_LOOKED_AT: usize = 256;
 /// Descriptors that taking hold opens in the process at once, at most.
 const DESCRIPTORS_NEEDED: u64 = 5;
+/// Threads that eviction needs in the process at once, at most: the ring's, and the one that makes it or, later, the
+/// one that carries requests out.
+const THREADS_NEEDED: u64 = 2;
+/// Address space that taking hold needs in the process.
+const BYTES_NEEDED: u64 = 4096;
 /// Numbers tried, from the top down, to find a free one for the descriptor that stays.
 const NUMBERS_TRIED: u64 = 64;
 /// Longest vdso that is searched for the instruction.
@@ -39,6 +47,11 @@ const PF_KTHREAD: u64 = 0x0020_0000;
 
 const CAP_SYS_PTRACE: u32 = 19;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
+/// What the first user namespace is called; only there do rights count for the whole machine.
+const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
+/// Where no process has memory: an operation there says only how things are.
+const NOWHERE: AddrRange = AddrRange::new(4096, 8192);
 
 /// A thread's line in `/proc`.
 #[derive(Clone, Copy, Debug)]
@@ -208,7 +221,9 @@ impl Target {
         }
         refuse_borrowed_memory(pid)?;
         refuse_without_descriptors(pid)?;
-        refuse_if_it_uses_userfaultfd(pid)?;
+        refuse_without_address_space(pid)?;
+        refuse_without_threads(pid)?;
+        refuse_if_it_uses_userfaultfd(pid, target.pidfd.as_fd())?;
         Ok(target)
     }
 }
@@ -429,14 +444,27 @@ fn refuse_borrowed_memory(pid: i32) -> Result<(), AttachError> {
     Ok(())
 }
 
-/// How many descriptors the process may have.
-pub(super) fn descriptor_limit(pid: i32) -> Option<u64> {
+/// One of the process's limits, by its name in `/proc`; the greatest number for none.
+fn limit_of(pid: i32, name: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let soft = line.split_ascii_whitespace().next()?;
     Some(soft.parse().unwrap_or(u64::MAX))
+}
+
+/// How many descriptors the process may have.
+pub(super) fn descriptor_limit(pid: i32) -> Option<u64> {
+    limit_of(pid, "Max open files")
+}
+
+/// How many bytes the process may map.
+pub(super) fn address_space_limit(pid: i32) -> Option<u64> {
+    limit_of(pid, "Max address space")
+}
+
+/// How many bytes the process may lock.
+pub(super) fn locked_limit(pid: i32) -> Option<u64> {
+    limit_of(pid, "Max locked memory")
 }
 
 fn table_size(pid: i32) -> Option<u64> {
@@ -465,6 +493,128 @@ fn refuse_without_descriptors(pid: i32) -> Result<(), AttachError> {
     Ok(())
 }
 
+/// Whether the process may map the little that holo needs for a moment.
+pub(super) fn has_address_space(pid: i32) -> bool {
+    let mapped = status_field(pid, pid, "VmSize");
+    let mapped = mapped.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let (Some(mapped), Some(limit)) = (mapped, address_space_limit(pid)) else {
+        return true;
+    };
+    mapped * 1024 + BYTES_NEEDED <= limit
+}
+
+fn refuse_without_address_space(pid: i32) -> Result<(), AttachError> {
+    if has_address_space(pid) {
+        return Ok(());
+    }
+    let limit = address_space_limit(pid).unwrap_or(0);
+    Err(AttachError::LimitAs { pid, limit })
+}
+
+/// A ring is made at the first eviction only, long after the process was taken: where it is known now that it
+/// cannot be, the process is not taken at all.
+fn refuse_without_threads(pid: i32) -> Result<(), AttachError> {
+    if is_over_its_threads(pid) || groups_over_their_threads(pid) {
+        return Err(AttachError::LimitNproc { pid });
+    }
+    Ok(())
+}
+
+/// RLIMIT_NPROC counts all threads of a user, and neither root's nor those of whoever may exceed limits.
+fn is_over_its_threads(pid: i32) -> bool {
+    let user = |pid| {
+        let ids = status_field(pid, pid, "Uid")?;
+        ids.split_ascii_whitespace().next()?.parse::<u32>().ok()
+    };
+    let (Some(limit), Some(uid)) = (limit_of(pid, "Max processes"), user(pid)) else {
+        return false;
+    };
+    if uid == 0 || has_right(pid, CAP_SYS_RESOURCE) || has_right(pid, CAP_SYS_ADMIN) {
+        return false;
+    }
+    let is_over = |threads: Option<u64>| threads.is_none_or(|n| n + THREADS_NEEDED > limit);
+    if !is_over(threads_of_all()) {
+        // No need to count the user's own.
+        return false;
+    }
+    let everyone = procfs::everyone().unwrap_or_default();
+    let threads = everyone.into_iter().filter_map(|other| {
+        let text = fs::read(format!("/proc/{other}/status")).ok()?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let owner = field(&text, "Uid")?;
+        let owner: u32 = owner.split_ascii_whitespace().next()?.parse().ok()?;
+        let threads: u64 = field(&text, "Threads")?.trim().parse().ok()?;
+        (owner == uid).then_some(threads)
+    });
+    is_over(Some(threads.sum()))
+}
+
+/// Threads on the whole machine.
+fn threads_of_all() -> Option<u64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    let (_, all) = text.split_ascii_whitespace().nth(3)?.split_once('/')?;
+    all.parse().ok()
+}
+
+/// Whether its control group, or one around it, may have no further threads. Where they are mounted as usual.
+fn groups_over_their_threads(pid: i32) -> bool {
+    let number = |file: PathBuf| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    let is_over = |folder: &Path| {
+        let (Some(most), Some(now)) = (
+            number(folder.join("pids.max")),
+            number(folder.join("pids.current")),
+        ) else {
+            return false; // none, or no limit ("max")
+        };
+        now + THREADS_NEEDED > most
+    };
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    groups.lines().any(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
+            return false;
+        };
+        let tops: &[&str] = if controllers.is_empty() {
+            &["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        } else if controllers.split(',').any(|name| name == "pids") {
+            &["/sys/fs/cgroup/pids"]
+        } else {
+            &[]
+        };
+        tops.iter().any(|top| {
+            let group = PathBuf::from(format!("{top}{path}"));
+            let around = group.ancestors().take_while(|at| at.starts_with(top));
+            around.into_iter().any(is_over)
+        })
+    })
+}
+
+/// Whether a thread of the process may make an io_uring, as far as settings say: the kernel asks the same.
+pub(super) fn may_make_ring(pid: i32) -> bool {
+    let read = |name| fs::read_to_string(format!("/proc/sys/kernel/{name}")).unwrap_or_default();
+    let group = read("io_uring_group").trim().parse::<u32>().ok();
+    // Its real, effective, saved and file system group: the kernel looks at the last.
+    let own = status_field(pid, pid, "Gid").unwrap_or_default();
+    let others = status_field(pid, pid, "Groups").unwrap_or_default();
+    let own = own.split_ascii_whitespace().nth(3);
+    let mut all = own.into_iter().chain(others.split_ascii_whitespace());
+    match read("io_uring_disabled").trim() {
+        "1" => {
+            has_right(pid, CAP_SYS_ADMIN)
+                || group.is_some_and(|group| all.any(|id| id.parse() == Ok(group)))
+        }
+        "2" => false,
+        _ => true,
+    }
+}
+
+/// Whether the process has a right over the whole machine.
+fn has_right(pid: i32, capability: u32) -> bool {
+    let namespace = fs::read_link(format!("/proc/{pid}/ns/user"));
+    namespace.is_ok_and(|name| name.as_os_str() == FIRST_USER_NAMESPACE)
+        && has_capability(status_field(pid, pid, "CapEff"), capability)
+}
+
 /// The number from which the descriptor that stays is to be looked for: high, so that the program's own
 /// stay as low as they would be, but within the table that it has. A larger table has to be made with all
 /// threads looking on, which takes milliseconds.
@@ -477,7 +627,10 @@ pub(super) fn high_descriptor(pid: i32) -> u64 {
         .unwrap_or(top / 2)
 }
 
-fn refuse_if_it_uses_userfaultfd(pid: i32) -> Result<(), AttachError> {
+fn refuse_if_it_uses_userfaultfd(pid: i32, pidfd: BorrowedFd<'_>) -> Result<(), AttachError> {
+    if userfaultfds(pid).any(|number| serves_its_memory(pid, pidfd, number)) {
+        return Err(AttachError::UsesUserfaultfd { pid });
+    }
     let mut text = Vec::new();
     let Ok(()) = ProcMaps::open_smaps(pid).and_then(|maps| maps.read_into(&mut text)) else {
         return Ok(());
@@ -491,6 +644,32 @@ fn refuse_if_it_uses_userfaultfd(pid: i32) -> Result<(), AttachError> {
         return Err(AttachError::UsesUserfaultfd { pid });
     }
     Ok(())
+}
+
+/// Numbers of the userfaultfds that a process has open.
+fn userfaultfds(pid: i32) -> impl Iterator<Item = i32> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd"));
+    open.into_iter().flatten().filter_map(|entry| {
+        let entry = entry.ok()?;
+        let link = fs::read_link(entry.path()).ok()?;
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        link.to_string_lossy()
+            .ends_with("[userfaultfd]")
+            .then_some(number)
+    })
+}
+
+/// Whether a userfaultfd that a process has open may be somebody's who serves its memory. A child has what its
+/// parent had, also after the parent's end, and also what we left in the parent.
+fn serves_its_memory(pid: i32, pidfd: BorrowedFd<'_>, number: i32) -> bool {
+    if fds::is_one_of_ours(pid, number) {
+        return false;
+    }
+    match fds::copy_out(pidfd, u64::try_from(number).unwrap_or(u64::MAX)) {
+        Ok(copy) => Uffd::from_owned(copy).unprotect(NOWHERE, false) != Err(UffdError::Gone),
+        // An exec has closed it, or the end.
+        Err(errno) => !matches!(errno, libc::EBADF | libc::ESRCH),
+    }
 }
 
 /// Whether there is such a process, and it is not us.

@@ -98,7 +98,7 @@ pub enum AttachError {
         /// The id that was asked for.
         pid: i32,
     },
-    /// The process serves or registers faults itself.
+    /// The process serves or registers faults itself, or has opened what it takes to do so.
     #[error(
         "process {pid} uses userfaultfd itself (or another program pages it), and memory can have one such \
          server only: stop that use, or leave the process alone"
@@ -136,12 +136,34 @@ pub enum AttachError {
     },
     /// Its user may have no further thread.
     #[error(
-        "the user of process {pid} may have no further thread, and the ring needs one: raise the limit with \
-         `prlimit --pid {pid} --nproc=…`, or the cgroup's pids.max"
+        "the user of process {pid} may have no two further threads, which eviction needs: raise the limit with \
+         `prlimit --pid {pid} --nproc=…`, or the pids.max of its cgroup, then try again"
     )]
     LimitNproc {
         /// The id that was asked for.
         pid: i32,
+    },
+    /// It may map nothing more.
+    #[error(
+        "process {pid} has as much address space as it may have ({limit} bytes), and holo needs a page of it for a \
+         moment: raise its limit with `prlimit --pid {pid} --as=…`, then try again"
+    )]
+    LimitAs {
+        /// The id that was asked for.
+        pid: i32,
+        /// Its RLIMIT_AS, bytes.
+        limit: u64,
+    },
+    /// It locks what it maps, and may lock nothing more.
+    #[error(
+        "process {pid} locks all that is mapped in it (mlockall), and may lock no more than it has ({limit} bytes): \
+         raise its limit with `prlimit --pid {pid} --memlock=…`, then try again; what is locked stays in RAM"
+    )]
+    LimitMemlock {
+        /// The id that was asked for.
+        pid: i32,
+        /// Its RLIMIT_MEMLOCK, bytes.
+        limit: u64,
     },
     /// A seccomp filter stands in the way.
     #[error(
@@ -188,6 +210,36 @@ pub enum AttachError {
 }
 
 impl AttachError {
+    /// Whether it passes by itself, as a rule: the process is about to do, or to end, something.
+    #[must_use]
+    pub const fn is_passing(&self) -> bool {
+        match self {
+            Self::NoSuchProcess { .. }
+            | Self::Exiting { .. }
+            | Self::Changed { .. }
+            | Self::TracedBy { .. }
+            | Self::Uninterruptible { .. }
+            | Self::Frozen { .. }
+            | Self::ForeignMm { .. }
+            | Self::Busy { .. } => true,
+            Self::IsAThread { .. }
+            | Self::Myself { .. }
+            | Self::KernelThread { .. }
+            | Self::ThirtyTwoBit { .. }
+            | Self::NoVdso { .. }
+            | Self::NotPermitted { .. }
+            | Self::UsesUserfaultfd { .. }
+            | Self::UserfaultfdOff { .. }
+            | Self::IoUringOff { .. }
+            | Self::LimitNoFile { .. }
+            | Self::LimitNproc { .. }
+            | Self::LimitAs { .. }
+            | Self::LimitMemlock { .. }
+            | Self::Seccomp { .. }
+            | Self::Kernel { .. } => false,
+        }
+    }
+
     /// An errno without a better meaning.
     pub(super) const fn kernel(pid: i32, op: &'static str, errno: i32) -> Self {
         Self::Kernel { pid, op, errno }

@@ -4,8 +4,11 @@
 //! open; its successor knows their numbers from shared memory and takes them over here.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Mutex;
 
 static CLAIMED: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
@@ -205,4 +208,35 @@ pub fn null_standard_streams(keep: &[RawFd]) {
         // SAFETY: replaces a standard stream of a new process that has not used it.
         unsafe { libc::dup2(null.as_raw_fd(), n) };
     }
+}
+
+/// Whether somebody may wait for the end of what is written to this number: it is a pipe or a socket.
+#[must_use]
+pub fn has_a_reader(number: RawFd) -> bool {
+    let kind = duplicate(number).map(|fd| File::from(fd).metadata());
+    kind.is_some_and(|kind| {
+        kind.is_ok_and(|kind| kind.file_type().is_fifo() || kind.file_type().is_socket())
+    })
+}
+
+/// Where a daemon's messages are looked for: the kernel's log, or the log daemon's socket. One write is one message.
+#[must_use]
+pub fn open_log() -> Option<OwnedFd> {
+    if let Ok(kernel) = File::options().write(true).open("/dev/kmsg") {
+        return Some(kernel.into());
+    }
+    let socket = UnixDatagram::unbound().ok()?;
+    socket.connect("/dev/log").ok()?;
+    socket.set_nonblocking(true).ok()?;
+    Some(socket.into())
+}
+
+/// Puts a descriptor, or one of nothing, in the place of another number: for everybody who shares the table.
+pub fn put_in_place(fd: Option<OwnedFd>, number: RawFd) {
+    let nothing = || File::options().write(true).open("/dev/null").ok();
+    let Some(fd) = fd.or_else(|| nothing().map(OwnedFd::from)) else {
+        return;
+    };
+    // SAFETY: replaces what a number names that is used by number only.
+    unsafe { libc::dup2(fd.as_raw_fd(), number) };
 }

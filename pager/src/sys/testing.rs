@@ -293,6 +293,23 @@ pub(crate) fn drain_cpu_lists() {
     });
 }
 
+/// The calling thread's id, for [`interrupt`].
+pub(crate) fn own_tid() -> i32 {
+    // SAFETY: returns a number.
+    unsafe { libc::gettid() }
+}
+
+/// Has whatever call a thread of this process waits in end early, as any signal with a handler does.
+pub(crate) fn interrupt(tid: i32) {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: the handler does nothing.
+    unsafe { libc::signal(libc::SIGUSR2, handler as libc::sighandler_t) };
+    // SAFETY: a signal to a thread of this process.
+    let r = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid, libc::SIGUSR2) };
+    assert_eq!(r, 0);
+}
+
 /// Makes sure that a forked child ends with its parent, also when that ended already.
 fn die_with(parent: u32) {
     // SAFETY: passes numbers only.

@@ -75,6 +75,35 @@ static int serves_itself(void) {
   until_the_end();
   return done(1);
 }
+// It has registered nothing as yet.
+static int opens_userfaultfd(void) {
+  int u = syscall(SYS_userfaultfd, O_CLOEXEC);
+  struct uffdio_api api = {.api = UFFD_API};
+  if (u < 0 || ioctl(u, UFFDIO_API, &api)) return 3;
+  hello();
+  until_the_end();
+  return done(1);
+}
+// What its parent, which has ended, would have been served with.
+static int inherits_userfaultfd(void) {
+  int u = syscall(SYS_userfaultfd, O_CLOEXEC);
+  struct uffdio_api api = {.api = UFFD_API};
+  if (u < 0 || ioctl(u, UFFDIO_API, &api)) return 3;
+  pid_t parent = getpid();
+  if (fork()) _exit(0);
+  while (getppid() == parent) usleep(1000);
+  hello();
+  until_the_end();
+  return done(1);
+}
+// Whatever is mapped in it is locked, and it may lock no more.
+static int locks_what_it_maps(void) {
+  struct rlimit none = {0, 0};
+  if (mlockall(MCL_FUTURE) || setrlimit(RLIMIT_MEMLOCK, &none)) return 3;
+  hello();
+  until_the_end();
+  return done(1);
+}
 // Every call but a few kills it.
 static int filtered(void) {
   static const int allowed[] = {SYS_read, SYS_write, SYS_poll, SYS_restart_syscall, SYS_exit_group, SYS_newfstatat, SYS_brk};
@@ -197,6 +226,9 @@ int main(int argc, char **argv) {
   const char *k = argc > 1 ? argv[1] : "";
   if (!strcmp(k, "lends-its-memory")) return lends_its_memory();
   if (!strcmp(k, "serves-itself")) return serves_itself();
+  if (!strcmp(k, "opens-userfaultfd")) return opens_userfaultfd();
+  if (!strcmp(k, "inherits-userfaultfd")) return inherits_userfaultfd();
+  if (!strcmp(k, "locks-what-it-maps")) return locks_what_it_maps();
   if (!strcmp(k, "filtered")) return filtered();
   if (!strcmp(k, "dispatches")) return dispatches();
   if (!strcmp(k, "restartable-sequences")) return has_restartable_sequences();

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use holo_pager::sys::attach::{AttachError, make_ring, preflight, quiesce, take_hold};
 
-use crate::support::{Target, build, state_of};
+use crate::support::{Target, ThreadGroup, build, state_of};
 use crate::without;
 
 /// Both ways to ask say the same, and the process is left as it was.
@@ -165,6 +165,24 @@ fn a_program_that_uses_userfaultfd() {
 }
 
 #[test]
+fn a_program_that_has_opened_a_userfaultfd() {
+    let target = Target::odd("opens-userfaultfd");
+    let pid = target.pid;
+    let before = (target.descriptors(), target.maps());
+    assert_eq!(refused(pid), AttachError::UsesUserfaultfd { pid });
+    assert_eq!((target.descriptors(), target.maps()), before);
+    assert!(target.finish().1);
+}
+
+#[test]
+fn a_userfaultfd_of_memory_that_is_gone_is_no_reason() {
+    let target = Target::odd("inherits-userfaultfd");
+    preflight(target.pid).unwrap();
+    take_hold(target.pid).unwrap();
+    assert!(target.finish().0.contains(&"ok".to_owned()));
+}
+
+#[test]
 fn a_program_without_the_right_where_there_is_no_device() {
     let target = Target::start(&mut as_nobody("sleep".as_ref(), &["1000"]));
     target.wait_until("it sleeps", |t| t.comm() == "sleep" && t.state() == 'S');
@@ -206,28 +224,100 @@ fn a_program_without_a_free_descriptor() {
     assert!(before.contains_key(&hold.keeper_fd));
 }
 
-#[test]
-fn a_user_without_a_free_thread() {
-    // A user of its own: the limit counts all of a user's threads.
-    let command = [
-        "--nproc=1:1",
-        "setpriv",
-        "--reuid=64123",
-        "--regid=64123",
-        "--clear-groups",
-    ];
+/// A sleeping program of a user of its own: limits count all that a user has.
+fn limited(uid: u32, limits: &[&str]) -> Target {
     let target = Target::start(
         Command::new("prlimit")
-            .args(command)
+            .args(limits)
+            .args(["setpriv", "--clear-groups"])
+            .args([format!("--reuid={uid}"), format!("--regid={uid}")])
             .args(["sleep", "1000"]),
     );
     target.wait_until("it sleeps", |t| t.comm() == "sleep" && t.state() == 'S');
+    target
+}
+
+#[test]
+fn a_user_without_a_free_thread() {
+    // The ring needs two for a moment: its own, and the one that makes it.
+    for limit in [1, 2] {
+        let target = limited(64123, &[&format!("--nproc={limit}:{limit}")]);
+        let pid = target.pid;
+        let before = (target.descriptors(), target.maps());
+        let error = make_ring(pid, 8).unwrap_err();
+        assert_eq!(error, AttachError::LimitNproc { pid });
+        target.wait_until("the maker has ended", |t| {
+            t.proc("status").contains("Threads:\t1\n")
+        });
+        assert_eq!(refused(pid), AttachError::LimitNproc { pid });
+        assert_eq!((target.descriptors(), target.maps()), before);
+    }
+    let target = limited(64123, &["--nproc=3:3"]);
+    preflight(target.pid).unwrap();
+    make_ring(target.pid, 8).unwrap();
+    // The limit is no limit for the system's own user.
+    let mut command = Command::new("prlimit");
+    let target = Target::start(command.args(["--nproc=1:1", "sleep", "1000"]));
+    target.wait_until("it sleeps", |t| t.comm() == "sleep" && t.state() == 'S');
+    preflight(target.pid).unwrap();
+}
+
+#[test]
+fn a_cgroup_without_a_free_thread() {
+    let Some((group, target)) = ThreadGroup::with_sleeper(2) else {
+        return; // nothing counts threads on this machine
+    };
     let pid = target.pid;
     let before = (target.descriptors(), target.maps());
     let error = make_ring(pid, 8).unwrap_err();
     assert_eq!(error, AttachError::LimitNproc { pid });
+    target.wait_until("the maker has ended", |t| {
+        t.proc("status").contains("Threads:\t1\n")
+    });
+    assert_eq!(refused(pid), AttachError::LimitNproc { pid });
+    assert_eq!((target.descriptors(), target.maps()), before);
+    drop((target, group));
+}
+
+#[test]
+fn a_program_without_address_space() {
+    let target = Target::sleeper();
+    let pid = target.pid;
+    let status = target.proc("status");
+    let size = status.lines().find_map(|l| l.strip_prefix("VmSize:"));
+    let size: u64 = size
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    let limit = size * 1024;
+    let before = (target.descriptors(), target.maps());
+    let set = |bytes: u64| {
+        let done = Command::new("prlimit")
+            .args([format!("--pid={pid}"), format!("--as={bytes}:")])
+            .status();
+        assert!(done.unwrap().success());
+    };
+    set(limit);
+    assert_eq!(refused(pid), AttachError::LimitAs { pid, limit });
+    assert_eq!((target.descriptors(), target.maps()), before);
+    set(limit + 4096);
+    preflight(pid).unwrap();
+    take_hold(pid).unwrap();
+}
+
+#[test]
+fn a_program_that_may_lock_no_more() {
+    let mut target = Target::start(&mut as_nobody(&build("odd"), &["locks-what-it-maps"]));
+    let pid = target.read_pid();
+    let before = (target.descriptors(), target.maps());
+    // Nothing outside of the process says that it locks what it maps.
+    let error = take_hold(pid).unwrap_err();
+    assert_eq!(error, AttachError::LimitMemlock { pid, limit: 0 });
     explains_itself(&error);
     assert_eq!((target.descriptors(), target.maps()), before);
+    assert!(target.finish().1);
 }
 
 #[test]
@@ -274,26 +364,47 @@ fn a_frozen_program() {
 #[test]
 #[ignore = "changes a setting of the whole machine for a moment; owner: pager"]
 fn an_unprivileged_program_where_io_uring_is_off() {
-    struct Restore(&'static str, String);
-    impl Drop for Restore {
+    struct Setting(&'static str, String);
+    impl Setting {
+        fn set(path: &'static str, value: &str) -> Self {
+            let setting = Self(path, std::fs::read_to_string(path).unwrap());
+            std::fs::write(path, value).unwrap();
+            setting
+        }
+    }
+    // Also when the test fails.
+    impl Drop for Setting {
         fn drop(&mut self) {
             let _ = std::fs::write(self.0, &self.1);
         }
     }
-    let target = Target::start(&mut as_nobody("sleep".as_ref(), &["1000"]));
-    target.wait_until("it sleeps", |t| t.comm() == "sleep" && t.state() == 'S');
+    let sleeping = |target: Target| {
+        target.wait_until("it sleeps", |t| t.comm() == "sleep" && t.state() == 'S');
+        target
+    };
+    let target = sleeping(Target::start(&mut as_nobody("sleep".as_ref(), &["1000"])));
+    let privileged = Target::sleeper();
     let pid = target.pid;
     let before = (target.descriptors(), target.maps());
-    let setting = "/proc/sys/kernel/io_uring_disabled";
-    let restore = Restore(setting, std::fs::read_to_string(setting).unwrap());
-    std::fs::write(setting, "1").unwrap();
-    let error = make_ring(pid, 8).unwrap_err();
-    drop(restore);
+
+    let off = Setting::set("/proc/sys/kernel/io_uring_disabled", "1");
+    let made = make_ring(pid, 8);
+    let looked = [preflight(pid), preflight(privileged.pid)];
+    let taken = take_hold(pid);
+    // Whoever is in the group may.
+    let group = Setting::set("/proc/sys/kernel/io_uring_group", "65534");
+    let as_member = preflight(pid);
+    drop((group, off));
+
+    let error = made.unwrap_err();
     let AttachError::IoUringOff { why, .. } = &error else {
         panic!("{error}");
     };
     assert!(why.contains("io_uring_disabled is 1"), "{why}");
     explains_itself(&error);
+    assert_eq!(looked, [Err(error.clone()), Ok(())]);
+    assert_eq!(taken.unwrap_err(), error);
+    as_member.unwrap();
     target.wait_until("the maker has ended", |t| {
         t.proc("status").contains("Threads:\t1\n")
     });

@@ -209,12 +209,6 @@ pub(crate) fn print_distribution(what: &str, times_us: &mut [u64]) {
         if times_us.is_empty() {
             return 0;
         }
-        if times_us.is_empty() {
-            return 0;
-        }
-        if times_us.is_empty() {
-            return 0;
-        }
         let last = times_us.len() - 1;
         times_us[(last as f64 * part) as usize]
     };
@@ -299,5 +293,47 @@ impl Drop for Frozen {
             let _ = std::fs::write(&up, pid);
         }
         let _ = std::fs::remove_dir(folder);
+    }
+}
+
+/// A control group that limits how many threads its processes may have; removed when dropped.
+pub(crate) struct ThreadGroup {
+    folder: PathBuf,
+}
+
+impl ThreadGroup {
+    /// With a program that sleeps in it, and may have so many threads. `None` where nothing counts them.
+    pub(crate) fn with_sleeper(most: u32) -> Option<(Self, Target)> {
+        static MADE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = MADE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let name = format!("holo-test-{}-threads-{number}", std::process::id());
+        let tops = [
+            "/sys/fs/cgroup/pids",
+            "/sys/fs/cgroup",
+            "/sys/fs/cgroup/unified",
+        ];
+        let group = tops.iter().find_map(|top| {
+            let group = Self {
+                folder: Path::new(top).join(&name),
+            };
+            std::fs::create_dir(&group.folder).ok()?;
+            group.folder.join("pids.max").exists().then_some(group)
+        })?;
+        let target = Target::sleeper();
+        let write =
+            |file: &str, what: String| std::fs::write(group.folder.join(file), what).unwrap();
+        write("pids.max", most.to_string());
+        write("cgroup.procs", target.pid.to_string());
+        Some((group, target))
+    }
+}
+
+impl Drop for ThreadGroup {
+    fn drop(&mut self) {
+        // A process that was killed leaves it in a moment.
+        let since = Instant::now();
+        while std::fs::remove_dir(&self.folder).is_err() && since.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }

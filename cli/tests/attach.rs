@@ -1,0 +1,373 @@
+//! What `holo attach` and `holo-exec` say of what they cannot page, and what an attach leaves behind.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// How long a test waits for anything before it fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Fills so many MiB for each number that it reads, forks for 0, and looks at all of it again at the end of its input.
+const FILLER: &str = "import os, sys, time\nkept = []\nparent = os.getpid()\nprint('ready', flush=True)\n\
+    for line in sys.stdin:\n\
+    \x20   if line == '0\\n':\n\
+    \x20       child = os.fork()\n\
+    \x20       if not child:\n\
+    \x20           for b in kept: b[::4096] = b[::4096]\n\
+    \x20           while os.getppid() == parent: time.sleep(0.05)\n\
+    \x20           os._exit(0)\n\
+    \x20       print(child, flush=True)\n\
+    \x20       continue\n\
+    \x20   kept.append(bytearray(b'%d' % (len(kept) % 10)) * (int(line) << 20))\n\
+    \x20   print('filled', flush=True)\n\
+    print(all(b == bytes(b[:1]) * len(b) for b in kept), flush=True)";
+
+/// Runs what is added as another user.
+fn as_user(uid: u32) -> Command {
+    let mut command = Command::new("setpriv");
+    let user = [format!("--reuid={uid}"), format!("--regid={uid}")];
+    command.arg("--clear-groups").args(user);
+    command
+}
+
+/// A program of a user of its own that fills memory when it is told to.
+struct Filler {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    pid: String,
+    uid: u32,
+}
+
+impl Filler {
+    fn start(uid: u32) -> Self {
+        let mut child = as_user(uid)
+            .args(["/usr/bin/python3", "-c", FILLER])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let pid = child.id().to_string();
+        let mut filler = Self {
+            child,
+            out,
+            pid,
+            uid,
+        };
+        assert_eq!(filler.line(), "ready\n");
+        filler
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line
+    }
+
+    fn fill(&mut self, mib: u32) {
+        let mut input = self.child.stdin.as_ref().unwrap();
+        writeln!(input, "{mib}").unwrap();
+        assert_eq!(self.line(), "filled\n");
+    }
+
+    /// Has it fork; the child writes to all of its memory.
+    fn fork(&mut self) -> String {
+        let mut input = self.child.stdin.as_ref().unwrap();
+        writeln!(input, "0").unwrap();
+        self.line().trim().to_owned()
+    }
+
+    fn limit_threads(&self, most: &str) {
+        let done = as_user(self.uid)
+            .args(["prlimit", "--pid", &self.pid, &format!("--nproc={most}:")])
+            .status();
+        assert!(done.unwrap().success());
+    }
+
+    fn finish(mut self) {
+        drop(self.child.stdin.take());
+        assert_eq!(self.line(), "True\n", "its memory is as it filled it");
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn holo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holo"));
+    command.args(arguments);
+    command
+}
+
+/// What a command wrote, once nobody holds its streams any more; a daemon that does is a failure, not a hang.
+fn to_the_end(command: &mut Command) -> Output {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let read = |mut from: Box<dyn Read + Send>| {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            from.read_to_end(&mut bytes).unwrap();
+            let _ = sender.send(bytes);
+        });
+        receiver
+    };
+    let stdout = read(Box::new(child.stdout.take().unwrap()));
+    let stderr = read(Box::new(child.stderr.take().unwrap()));
+    let end = |stream: mpsc::Receiver<Vec<u8>>| {
+        stream
+            .recv_timeout(PATIENCE)
+            .expect("somebody still holds a stream of the command")
+    };
+    let (stdout, stderr) = (end(stdout), end(stderr));
+    Output {
+        status: child.wait().unwrap(),
+        stdout,
+        stderr,
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn status(pid: &str) -> serde_json::Value {
+    let said = holo(&["status", pid, "--json"]).output().unwrap();
+    serde_json::from_slice(&said.stdout).unwrap_or_else(|_| panic!("{}", text(&said.stderr)))
+}
+
+fn wait_until(what: &str, mut seen: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !seen() {
+        assert!(since.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A folder of its own, gone with the test, that everybody may use.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("holo-cli-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Processes whose working directory it is.
+fn those_in(folder: &Path) -> Vec<String> {
+    let all = fs::read_dir("/proc").unwrap();
+    let inside = |at: &PathBuf| fs::read_link(at.join("cwd")).is_ok_and(|cwd| cwd == folder);
+    all.map(|entry| entry.unwrap().path())
+        .filter(inside)
+        .map(|at| fs::read_to_string(at.join("comm")).unwrap_or_default())
+        .collect()
+}
+
+#[test]
+fn an_attach_lets_go_of_streams_and_folder() {
+    let folder = Folder::new("streams");
+    let mut filler = Filler::start(64131);
+    let pid = filler.pid.clone();
+    let said = to_the_end(holo(&["attach", &pid, "--local-memory", "16M"]).current_dir(&folder.0));
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    assert!(text(&said.stdout).contains(&pid));
+    assert_eq!(those_in(&folder.0), Vec::<String>::new());
+
+    // What it has to say from now on is in the system's log.
+    filler.limit_threads("1");
+    filler.fill(48);
+    wait_until("it is said", || status(&pid)["processes_left_alone"] == 1);
+    let log = text(&Command::new("dmesg").output().unwrap().stdout);
+    let said: Vec<_> = log
+        .lines()
+        .filter(|l| l.contains("holo: ") && l.contains(&format!("process {pid} ")))
+        .collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(
+        said[0].contains(&format!("prlimit --pid {pid} --nproc")),
+        "{said:?}"
+    );
+
+    assert!(holo(&["detach", &pid]).output().unwrap().status.success());
+    filler.finish();
+}
+
+#[test]
+fn what_was_refused_a_ring_gets_one_when_it_may() {
+    let folder = Folder::new("ring");
+    let messages = folder.0.join("messages");
+    let mut filler = Filler::start(64132);
+    let pid = filler.pid.clone();
+    let attached = holo(&["attach", &pid, "--local-memory", "16M"])
+        .stderr(fs::File::create(&messages).unwrap())
+        .output()
+        .unwrap();
+    assert!(attached.status.success());
+    filler.limit_threads("1");
+    filler.fill(48);
+    wait_until("it is left alone", || {
+        status(&pid)["processes_left_alone"] == 1
+    });
+    // A file is kept for messages.
+    let said = fs::read_to_string(&messages).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.contains("is not limited") && said.contains("--nproc"),
+        "{said}"
+    );
+    let line = text(&holo(&["status", &pid]).output().unwrap().stdout);
+    assert!(line.contains("1 process was not limited"), "{line}");
+    assert!(!line.contains("fitted"), "{line}");
+    assert_eq!(status(&pid)["pages_evicted"], 0);
+
+    filler.limit_threads("1000");
+    wait_until("it is evicted from", || {
+        status(&pid)["pages_evicted"].as_u64().unwrap() >= 256
+    });
+    assert_eq!(status(&pid)["processes_left_alone"], 1);
+    assert!(holo(&["detach", &pid]).output().unwrap().status.success());
+    filler.finish();
+    assert_eq!(fs::read_to_string(&messages).unwrap(), said, "said once");
+}
+
+/// Numbers of the userfaultfds that a process has open.
+fn userfaultfds(pid: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let is_one = |at: &PathBuf| {
+        fs::read_link(at).is_ok_and(|link| link.to_string_lossy().ends_with("[userfaultfd]"))
+    };
+    all.map(|entry| entry.unwrap().path())
+        .filter(is_one)
+        .collect()
+}
+
+#[test]
+fn a_detach_leaves_nothing_in_a_child_either() {
+    let mut filler = Filler::start(64134);
+    let pid = filler.pid.clone();
+    filler.fill(48);
+    let attach = |pid: &str| {
+        let said = to_the_end(&mut holo(&["attach", pid, "--local-memory", "16M"]));
+        assert!(said.status.success(), "{}", text(&said.stderr));
+        wait_until("it is evicted from", || {
+            status(pid)["pages_evicted"].as_u64().unwrap() >= 256
+        });
+    };
+    attach(&pid);
+    let child = filler.fork();
+    wait_until("the child is served", || status(&pid)["processes"] == 2);
+    assert!(holo(&["detach", &pid]).output().unwrap().status.success());
+    let none = Vec::<PathBuf>::new();
+    assert_eq!(
+        [userfaultfds(&pid), userfaultfds(&child)],
+        [none.clone(), none]
+    );
+    attach(&child);
+    assert!(holo(&["detach", &child]).output().unwrap().status.success());
+    Command::new("kill").arg(&child).status().unwrap();
+    filler.finish();
+}
+
+#[test]
+fn what_cannot_be_paged_is_said_once_and_does_not_count_as_fitting() {
+    let folder = Folder::new("alone");
+    let report = folder.0.join("report.json");
+    // Three of them, each with a userfaultfd of its own, fill memory when all have one.
+    let one = "import ctypes, os, sys, time\n\
+               assert ctypes.CDLL(None).syscall(323, 1) >= 0\n\
+               open(f'{sys.argv[1]}/{os.getpid()}', 'w')\n\
+               while len(os.listdir(sys.argv[1])) < 3: time.sleep(0.01)\n\
+               b = bytearray(b'x') * (96 << 20)\n\
+               time.sleep(1)";
+    let meeting = folder.0.join("meeting");
+    fs::create_dir(&meeting).unwrap();
+    let script = "for i in 1 2 3; do python3 -c \"$0\" \"$1\" & done; wait";
+    let said = Command::new(env!("CARGO_BIN_EXE_holo-exec"))
+        .args([
+            "--local-memory",
+            "64M",
+            "--report",
+            report.to_str().unwrap(),
+        ])
+        .args(["--", "sh", "-c", script, one, meeting.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(said.status.code(), Some(0));
+    let error = text(&said.stderr);
+    let about: Vec<_> = error
+        .lines()
+        .filter(|l| l.contains("uses userfaultfd"))
+        .collect();
+    assert_eq!(about.len(), 1, "{error}");
+    assert!(
+        about[0].starts_with("holo: ") && about[0].contains(": stop that use"),
+        "{error}"
+    );
+    assert!(!error.contains("fitted"), "{error}");
+    assert!(error.contains("3 processes were not limited"), "{error}");
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!(report["processes_left_alone"], 3, "{report}");
+}
+
+#[test]
+#[ignore = "changes a setting of the whole machine for a moment; owner: cli"]
+fn where_io_uring_is_off_it_is_said() {
+    struct Restore(&'static str, String);
+    // Also when the test fails; nothing in between waits without a limit.
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            let _ = fs::write(self.0, &self.1);
+        }
+    }
+    let filler = Filler::start(64133);
+    let setting = "/proc/sys/kernel/io_uring_disabled";
+    let restore = Restore(setting, fs::read_to_string(setting).unwrap());
+    fs::write(setting, "1").unwrap();
+    let refused = to_the_end(&mut holo(&["attach", &filler.pid, "--local-memory", "16M"]));
+    let ran = to_the_end(
+        Command::new(env!("CARGO_BIN_EXE_holo-exec"))
+            .args(["--local-memory", "16M", "--", "setpriv", "--clear-groups"])
+            .args(["--reuid=64133", "--regid=64133", "/usr/bin/python3", "-c"])
+            .arg("b = bytearray(b'x') * (48 << 20); print(len(b))"),
+    );
+    drop(restore);
+    assert_eq!(refused.status.code(), Some(1));
+    let error = text(&refused.stderr);
+    assert!(
+        error.contains("io_uring_disabled is 1: set it to 0"),
+        "{error}"
+    );
+    assert_eq!(text(&ran.stdout), "50331648\n");
+    let error = text(&ran.stderr);
+    assert_eq!(
+        error.matches("io_uring_disabled is 1: set it to 0").count(),
+        1,
+        "{error}"
+    );
+    assert!(
+        error.contains("1 process was not limited") && !error.contains("fitted"),
+        "{error}"
+    );
+    filler.finish();
+}
