@@ -650,6 +650,10 @@ impl<S: PageStore> Core<'_, S> {
         let mut dropping = false;
         for i in 0..16 {
             let at = page.subpage(i);
+            if s.drops.may_drop(at.start(), quiesced) {
+                dropping |= in_memory.has(i);
+                continue;
+            }
             match self.map.entry(id, at) {
                 Entry::Dropping(n) if n >= quiesced => {
                     dropping |= in_memory.has(i);

@@ -5,7 +5,7 @@ use holo_proto::{Addr, AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageInde
 use super::event::Event;
 use super::fault::Fault;
 use super::map::SlotState;
-use super::space::{Life, Ranges, Space, Suspect, Unproved, Youth, shadow};
+use super::space::{Life, Ranges, Seen, Space, Suspect, Unproved, Youth, shadow};
 use super::{
     ANYWHERE, Core, CrashPoint, Doing, Entry, FAULTS, GRAVES, Grave, JOURNAL_SLOTS, Op, Outcome,
     SPACES, StopReason, USER_END,
@@ -106,6 +106,9 @@ impl<S: PageStore> Core<'_, S> {
             .filter(|&i| (self.journal.seq(i).wrapping_sub(seq) as usize) < JOURNAL_SLOTS)
             .filter_map(|i| Event::decode(self.journal.slot(i)?))
             .any(|e| matches!(e, Event::Fork { .. }));
+        if range.len() > self.large_drop_bytes {
+            return self.removed_at_large(id, range, fork_follows);
+        }
         for page in range.pages() {
             let mine = counted
                 .iter()
@@ -118,6 +121,27 @@ impl<S: PageStore> Core<'_, S> {
                 }
             }
             self.process_drops(id, page, theirs);
+        }
+    }
+
+    /// The process will drop so much that an entry for each subpage would take long, and much of the map: the range is
+    /// remembered instead. (None of it is our own doing, for a request of ours is within a page.) A successor is told
+    /// only that there is such a range.
+    fn removed_at_large(&mut self, id: SpaceId, range: AddrRange, fork_follows: bool) {
+        let (mut at, end) = (range.start.subpage(), range.end_subpage());
+        while let Some((found, entry)) = self.map.next_in(id, at, end) {
+            at = SubpageIndex(found.0 + 1);
+            if entry.has_bytes() {
+                if fork_follows {
+                    self.bury_subpage(id, found, true);
+                }
+                self.set_entry(id, found, Entry::Nothing);
+            }
+        }
+        self.notes.set_large_drop(id, true);
+        if let Some(s) = self.space(id) {
+            let quiesce = s.next_quiesce();
+            s.drops.add(range, quiesce);
         }
     }
 
@@ -504,12 +528,12 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
-    /// The fork that made `id` wiped `range`: so it did for children that `id` had before this was known.
-    pub(super) fn wiped(&mut self, id: SpaceId, range: AddrRange) {
+    /// The fork that made `id` wiped `range`, or left it out: so it did for children that `id` had before this was known.
+    fn wiped(&mut self, id: SpaceId, range: AddrRange, seen: Seen) {
         for child in self.all_spaces() {
             let unknown = self.space_ref(child).filter(|s| !s.known);
             for r in unknown
-                .map_or_else(Ranges::new, |s| s.since_look(id, range))
+                .map_or_else(Ranges::new, |s| s.since(seen, id, range))
                 .iter()
             {
                 self.forget_bytes(child, r);
@@ -517,8 +541,19 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
+    /// No change of mappings is under way: what the shell has seen of a fork's child was before, or is here still.
+    pub(super) fn child_settled(&mut self, id: SpaceId) {
+        let Some(s) = self.space(id).filter(|s| s.told && !s.known) else {
+            return;
+        };
+        for (range, seen) in std::mem::take(&mut s.wiped) {
+            self.wiped(id, range, seen);
+        }
+        self.child_told(id);
+    }
+
     /// Is all known of a fork's child? Only together with its parent.
-    pub(super) fn child_told(&mut self, id: SpaceId) {
+    fn child_told(&mut self, id: SpaceId) {
         let Some(s) = self.space(id) else { return };
         if s.told && s.waits_for.is_none() {
             s.known = true;
@@ -535,7 +570,6 @@ impl<S: PageStore> Core<'_, S> {
         for child in self.all_spaces() {
             if let Some(s) = self.space(child).filter(|s| s.waits_for == Some(id)) {
                 s.waits_for = None;
-                self.child_told(child);
             }
         }
     }
@@ -696,11 +730,12 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     /// While messages of moves and unmaps may be out of order, asks at once whether more are on the way: the
-    /// sooner that is settled, the fewer forks can fall into it. Nothing is mapped at the address; the kernel
+    /// sooner that is settled, the fewer forks can fall into it. So too before a fork's child counts as known. Nothing is mapped at the address; the kernel
     /// looks at that last.
     pub(super) fn step_settle(&mut self, id: SpaceId) -> Option<Op> {
-        let unsettled = !self.space_ref(id)?.unsettled.is_empty();
-        unsettled.then_some(Op::Unprotect {
+        let s = self.space_ref(id)?;
+        let unknown = s.told && !s.known && s.waits_for.is_none();
+        (unknown || !s.unsettled.is_empty()).then_some(Op::Unprotect {
             space: id,
             range: ANYWHERE,
         })

@@ -67,7 +67,7 @@ use crate::store::api::{Completion, PageStore, Ticket};
 use fault::{Fault, Install};
 use frames::Frames;
 use note::Notes;
-use space::{Life, Ring, Space, Unproved};
+use space::{Life, Ring, Seen, Space, Unproved};
 
 pub use crash::CrashPoint;
 pub use event::{EVENT_WORDS, Event};
@@ -125,6 +125,9 @@ pub struct Config {
     pub tracked_pages: usize,
     /// A fork's child with less of its own than this is left alone while it is young.
     pub small_child_bytes: u64,
+    /// What the process drops at once beyond this many bytes (64 KiB at least) is remembered as a range, not by
+    /// subpage.
+    pub large_drop_bytes: u64,
     /// Called at each [`CrashPoint`]; dies there or returns.
     pub crash: fn(CrashPoint),
 }
@@ -191,6 +194,7 @@ pub struct Core<'m, S> {
     budget_bytes: u64,
     tracked_pages: usize,
     small_child_bytes: u64,
+    large_drop_bytes: u64,
     turn: usize,
     crash: fn(CrashPoint),
     stats: Stats,
@@ -253,6 +257,10 @@ impl<'m, S: PageStore> Core<'m, S> {
                     }
                 });
             space.quiesce_count = first.unwrap_or(0);
+            if core.notes.has_large_drop(id) {
+                let all = AddrRange::new(0, USER_END.0);
+                space.drops.add(all, space.quiesce_count);
+            }
             space.unsettled.left = core.notes.left(id);
             space.unproved = Some(Unproved::default());
             let all = AddrRange {
@@ -290,6 +298,10 @@ impl<'m, S: PageStore> Core<'m, S> {
             usize::from(config.frames) >= 2 * BATCH_PAGES + 2,
             "frames for a batch, its second read and a fetch"
         );
+        assert!(
+            config.large_drop_bytes >= PAGE_BYTES,
+            "a request of ours is within a page"
+        );
         Self {
             map,
             journal: Journal::open(memory.journal),
@@ -314,6 +326,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             budget_bytes: config.budget_bytes,
             tracked_pages: config.tracked_pages,
             small_child_bytes: config.small_child_bytes,
+            large_drop_bytes: config.large_drop_bytes,
             turn: 0,
             crash: config.crash,
             stats: Stats::default(),
@@ -492,6 +505,7 @@ impl<'m, S: PageStore> Core<'m, S> {
 
     fn progressed(&mut self, id: SpaceId) {
         self.settled(id);
+        self.child_settled(id);
         if let Some(s) = self.space(id) {
             s.backoff_ns = 0;
         }
@@ -555,13 +569,23 @@ impl<'m, S: PageStore> Core<'m, S> {
                 if let Some(s) = self.space(id) {
                     s.told = true;
                 }
-                self.child_told(id);
             }
-            Input::Wiped { space, range } => self.wiped(space, range),
+            Input::Wiped { space, range } => {
+                if let Some(s) = self.space(space).filter(|s| !s.known) {
+                    s.wiped.push((range, Seen::Now));
+                }
+            }
+            Input::LeftOut { space, range } => {
+                if let Some(s) = self.space(space).filter(|s| !s.known) {
+                    s.wiped.push((range, Seen::AtFork));
+                }
+            }
             Input::Quiesced { space, count } => {
                 if let Some(s) = self.space(space) {
                     s.quiesce_count = s.quiesce_count.max(count);
                     s.quiesce_asked = false;
+                    let awaited = s.drops.quiesced(s.quiesce_count);
+                    self.notes.set_large_drop(space, awaited);
                 }
             }
             Input::Measured { space, bytes } => {
@@ -634,6 +658,7 @@ impl<'m, S: PageStore> Core<'m, S> {
         }
         self.notes.clear(id);
         self.notes.set_left(id, &[]);
+        self.notes.set_large_drop(id, false);
         self.clear_graves(|g| g.space == id);
         let (store, frames) = (&mut self.store, &mut self.frames);
         self.map.end_space(id, |e| match e {

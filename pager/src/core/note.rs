@@ -17,7 +17,8 @@
 //! | 4 + 5i | [`Heard`]: quiet \| doubtful << 16 \| holed << 32 \| early << 48 |
 //! | 5 + 5i | skipped |
 //! | 81 | the request that was being queued last: requests that the ring will have had with it \| page << 32 \| first subpage << 40 \| subpages << 48 |
-//! | 82 to 126 | old places of moves whose second message has not come: first subpage << 28 \| subpages |
+//! | 82 to 125 | old places of moves whose second message has not come: first subpage << 28 \| subpages |
+//! | 126 | 1: the process drops a large range, or several |
 //! | 127 | bit 32 and the sequence number of the move whose new place was cleared last |
 //!
 //! A request is noted before it is queued. Whether its queueing was reached, the ring itself tells a
@@ -37,7 +38,9 @@ const PAGE_WORDS: usize = 5;
 const LAST: usize = 1 + PAGE_WORDS * BATCH_PAGES;
 /// Old places of moves: their words, and how many.
 const LEFT_AT: usize = LAST + 1;
-const LEFT: usize = CLEARED - LEFT_AT;
+const LEFT: usize = LARGE_DROP - LEFT_AT;
+/// Whether there is a large drop that no entry tells of.
+const LARGE_DROP: usize = CLEARED - 1;
 /// The move whose new place was cleared last.
 const CLEARED: usize = WORDS - 1;
 /// In the first word of a page: above its index, its frame.
@@ -163,6 +166,16 @@ impl<'m> Notes<'m> {
     /// Whether [`Notes::set_cleared`] was the last for this message.
     pub(crate) fn is_cleared(&self, space: SpaceId, seq: u32) -> bool {
         get(self.words, Self::at(space, CLEARED)) == u64::from(seq) | CLEARED_ONE
+    }
+
+    /// Writes down whether the process drops a large range, of which the map says nothing.
+    pub(crate) fn set_large_drop(&self, space: SpaceId, is: bool) {
+        set(self.words, Self::at(space, LARGE_DROP), u64::from(is));
+    }
+
+    /// What [`Notes::set_large_drop`] wrote.
+    pub(crate) fn has_large_drop(&self, space: SpaceId) -> bool {
+        get(self.words, Self::at(space, LARGE_DROP)) != 0
     }
 
     pub(crate) fn clear(&self, space: SpaceId) {

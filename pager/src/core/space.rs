@@ -24,6 +24,15 @@ pub(crate) enum Life {
     Over,
 }
 
+/// When something stood where it is said to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// When the process was forked.
+    AtFork,
+    /// When the shell looked, since then.
+    Now,
+}
+
 /// Whether a space can be evicted from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ring {
@@ -138,6 +147,41 @@ pub(crate) struct Unproved {
     pub(crate) singly_to: SubpageIndex,
 }
 
+/// Large ranges that the process drops, with the quiesce after which each has happened.
+#[derive(Default)]
+pub(crate) struct Drops {
+    list: Vec<(AddrRange, u64)>,
+}
+
+impl Drops {
+    /// More than that are taken together.
+    const MOST: usize = 32;
+
+    pub(crate) fn add(&mut self, range: AddrRange, quiesce: u64) {
+        let is_full = self.list.len() == Self::MOST;
+        match self.list.last_mut() {
+            Some((last, n)) if is_full => {
+                last.start = last.start.min(range.start);
+                last.end = last.end.max(range.end);
+                *n = quiesce.max(*n);
+            }
+            _ => self.list.push((range, quiesce)),
+        }
+    }
+
+    /// Whether what is at `at` may still be dropped, as far as `quiesced` quiesces tell.
+    pub(crate) fn may_drop(&self, at: Addr, quiesced: u64) -> bool {
+        let mut all = self.list.iter();
+        all.any(|&(range, n)| n >= quiesced && range.contains(at))
+    }
+
+    /// So many quiesces have been; whether any of them is still awaited.
+    pub(crate) fn quiesced(&mut self, quiesced: u64) -> bool {
+        self.list.retain(|&(_, n)| n >= quiesced);
+        !self.list.is_empty()
+    }
+}
+
 /// How long a fork's child is young.
 const CHILDHOOD_NS: u64 = 1_000_000_000;
 
@@ -156,6 +200,8 @@ pub(crate) struct Space {
     pub(crate) waits_for: Option<SpaceId>,
     /// The shell has said all that it knows.
     pub(crate) told: bool,
+    /// What it has seen wiped: no sooner believed than all is heard of that was moved before it looked.
+    pub(crate) wiped: Vec<(AddrRange, Seen)>,
     pub(crate) unsettled: Unsettled,
     /// Of a fork's child whose parent is unsettled.
     pub(crate) youth: Option<Youth>,
@@ -200,6 +246,7 @@ pub(crate) struct Space {
     pub(crate) zero_next: SubpageIndex,
     pub(crate) quiesce_count: u64,
     pub(crate) quiesce_asked: bool,
+    pub(crate) drops: Drops,
     /// Some faults were dropped for want of room: wake everything when there is room.
     pub(crate) overflowed: bool,
     /// Batches in a row that freed nothing.
@@ -218,6 +265,7 @@ impl Space {
             lineage: vec![(id, 0)],
             waits_for: None,
             told: false,
+            wiped: Vec::new(),
             unsettled: Unsettled::default(),
             youth: None,
             suspects: Vec::new(),
@@ -246,6 +294,7 @@ impl Space {
             zero_next: SubpageIndex(0),
             quiesce_count: 0,
             quiesce_asked: false,
+            drops: Drops::default(),
             overflowed: false,
             fruitless: 0,
             rest_until: Nanos(0),
@@ -295,9 +344,9 @@ impl Space {
         self.quiesce_count + u64::from(self.quiesce_asked)
     }
 
-    /// Where that is now which was in `range` of this process, or of a parent before it forked, when somebody looked.
-    /// That was after the last move to there.
-    pub(crate) fn since_look(&self, of: SpaceId, range: AddrRange) -> Ranges {
+    /// Where that is now which was in `range` of this process, or of a parent before it forked. If somebody has seen it
+    /// there, that was after the last move to there.
+    pub(crate) fn since(&self, seen: Seen, of: SpaceId, range: AddrRange) -> Ranges {
         let mut now = Ranges::new();
         let Some(i) = self.lineage.iter().position(|l| l.0 == of) else {
             return now;
@@ -308,7 +357,10 @@ impl Space {
             let end = to.offset(from.len());
             AddrRange { start: to, end }.overlaps(range)
         };
-        let last = self.moves[first..end].iter().rposition(arrived);
+        let last = match seen {
+            Seen::Now => self.moves[first..end].iter().rposition(arrived),
+            Seen::AtFork => None,
+        };
         now.add(range);
         for &(from, to) in &self.moves[last.map_or(first, |k| first + k + 1)..] {
             let along: Vec<_> = now
@@ -487,6 +539,24 @@ mod tests {
             r.overlapping(AddrRange::new(0, 11)),
             Some(AddrRange::new(10, 15))
         );
+    }
+
+    #[test]
+    fn large_drops_are_awaited_each_and_together() {
+        let mut d = Drops::default();
+        let at = |i: u64| AddrRange::new(i << 30, (i << 30) + (1 << 29));
+        for i in 1..=40 {
+            d.add(at(i), i);
+        }
+        assert!((1..=40).all(|i| d.may_drop(at(i).start, i)));
+        assert!(!d.may_drop(at(1).end, 0));
+        assert!(!d.may_drop(at(5).start, 6));
+        assert!(d.quiesced(40));
+        assert!(!d.may_drop(at(5).start, 0));
+        // The last nine are one.
+        assert!(d.may_drop(at(33).end, 40));
+        assert!(!d.quiesced(41));
+        assert!(!d.may_drop(at(40).start, 0));
     }
 
     /// A block was moved away, its message is overdue, and its place was lent out meanwhile.

@@ -78,15 +78,19 @@ fn rate(s: &Stats, evicted: u64) -> u64 {
         .unwrap_or(0)
 }
 
+fn left_alone(r: &Report) -> String {
+    match r.processes_left_alone {
+        0 => String::new(),
+        1 => "; 1 process was not limited".to_owned(),
+        n => format!("; {n} processes were not limited"),
+    }
+}
+
 /// The summary line of a run.
 #[must_use]
 pub fn summary(r: &Report) -> String {
     let mib = |b: u64| b as f64 / (1 << 20) as f64;
-    let alone = match r.processes_left_alone {
-        0 => String::new(),
-        1 => "; 1 process was not limited".to_owned(),
-        n => format!("; {n} processes were not limited"),
-    };
+    let alone = left_alone(r);
     if r.pages_evicted == 0 && r.processes_left_alone > 0 {
         return format!("holo: nothing was paged{alone}");
     }
@@ -124,7 +128,7 @@ pub fn progress(r: &Report) -> String {
     let plural = |n: u64| if n == 1 { "" } else { "s" };
     format!(
         "{:.1} of {:.0} MiB resident; {} fault{} waiting; {} process{} paged; {:.0} MiB out, {:.0} MiB back in {} \
-         faults (p50 {:.0} us, p99 {:.0} us), {} take-over{}, {:.0} s so far",
+         faults (p50 {:.0} us, p99 {:.0} us), {} take-over{}, {:.0} s so far{}",
         mib(r.resident_bytes),
         mib(r.local_memory_bytes),
         r.faults_waiting,
@@ -139,6 +143,7 @@ pub fn progress(r: &Report) -> String {
         r.takeovers,
         plural(r.takeovers),
         r.wall_s,
+        left_alone(r),
     )
 }
 

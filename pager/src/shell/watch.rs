@@ -1113,9 +1113,9 @@ impl Watch {
             return false;
         };
         // What the parent keeps is open in a child as well.
-        let parent = o.parent.and_then(|p| self.spaces.get(&p));
+        let parent = o.parent.and_then(|p| self.spaces.get(&p)).copied();
         let kept = parent
-            .and_then(|&(_, uffd)| self.control.record(uffd))
+            .and_then(|(_, uffd)| self.control.record(uffd))
             .map_or(-1, |r| r.keeper.max(r.inherited));
         let record = Record {
             uffd: o.uffd,
@@ -1138,6 +1138,12 @@ impl Watch {
             space: o.space,
             parts: p,
         });
+        // What the fork left out of the child is nothing of the child's, whatever stands there later.
+        let parent = parent.map(|p| p.0).filter(|&parent| parent != pid);
+        for range in parent.map_or_else(Vec::new, scan::left_out_of_forks) {
+            let space = o.space;
+            self.input(Input::LeftOut { space, range });
+        }
         self.settle(o, pid);
         true
     }

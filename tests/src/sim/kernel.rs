@@ -527,6 +527,12 @@ impl Kernel {
             .filter(|&(&v, _)| kept(v))
             .map(|(&v, &p)| (v, p))
             .collect();
+        let left_out = self.mms[parent]
+            .vmas
+            .iter()
+            .filter(|m| m.dont_fork)
+            .map(|m| (m.start, m.end))
+            .collect();
         let arena = self.mms[parent].arena;
         let heads = self.mms[parent].heads.clone();
         let child = self.add_mm(
@@ -536,6 +542,7 @@ impl Kernel {
                 arena,
                 heads,
                 forked: true,
+                left_out,
                 ..Mm::default()
             },
             ideal,

@@ -86,6 +86,8 @@ pub(crate) struct Knobs {
     pub(crate) embedded: bool,
     /// Blocks of the map: with few, it is full before all is served.
     pub(crate) map_blocks: usize,
+    /// Subpages beyond which a drop is remembered as a range.
+    pub(crate) large_drop: u64,
     /// Nobody may write through `/proc/PID/mem` what the process may not.
     pub(crate) no_forced_writes: bool,
     /// Percent of ring requests that are refused.
@@ -194,6 +196,7 @@ impl Knobs {
             store_full: pick(rng, &[0, 0, 0, 0, 0, 20]),
             embedded: rng.one_in(16),
             map_blocks: MAP_BLOCKS,
+            large_drop: 1 << 20,
             no_forced_writes: false,
             ring_refused: pick(rng, &[0, 0, 0, 50]),
             ring_lost: 0,
@@ -224,6 +227,9 @@ impl Knobs {
         if knobs.acts % 11 == 3 {
             // A process takes a root, a middle and one or two leaves.
             knobs.map_blocks = 2 + (knobs.acts / 11 % 8) as usize + 3 * knobs.processes;
+        }
+        if knobs.acts % 5 == 2 {
+            knobs.large_drop = 16;
         }
         knobs.no_forced_writes = knobs.acts % 13 == 5;
         knobs

@@ -101,6 +101,8 @@ pub(crate) struct Mm {
     pub(crate) changed_ns: u64,
     /// A fork's child.
     pub(crate) forked: bool,
+    /// Of a fork's child: what the fork left out.
+    pub(crate) left_out: Vec<(u64, u64)>,
 }
 
 impl Mm {

@@ -8,7 +8,7 @@ use holo_pager::core::{
 };
 use holo_pager::drive;
 use holo_pager::store::api::{PageBytes, PageStore};
-use holo_proto::PAGE_BYTES;
+use holo_proto::{PAGE_BYTES, SUBPAGE_BYTES};
 
 use super::kernel::{HANG_NS, Kernel, trace};
 use super::knobs::{Knobs, MAP_BLOCKS};
@@ -121,6 +121,7 @@ fn run(mut rng: Rng, knobs: Knobs, bank: &mut Bank, trace: bool, report: &mut Re
         tracked_pages: knobs.tracked_pages,
         // Time and memory are too small here for childhood to end.
         small_child_bytes: 0,
+        large_drop_bytes: knobs.large_drop * SUBPAGE_BYTES,
         crash: at_point,
     };
     let memory = Memory {
@@ -299,7 +300,7 @@ impl Run<'_> {
                 self.sim.send(Input::Exited(space));
                 continue;
             }
-            self.sim.introduce(space);
+            self.sim.introduce(space, false);
             if self.sim.ring_made.get(&mm) == Some(&true) {
                 self.sim.kernel.kick_ring(mm);
                 self.sim.quiet_wait.insert(space);
