@@ -41,16 +41,19 @@
     reason = "an outcome that an operation cannot have is answered like the refusal beside it"
 )]
 
+mod adopt;
 mod batch;
 mod crash;
 mod event;
 mod events;
 mod fault;
+mod fork;
 mod frames;
 mod journal;
 mod map;
 mod note;
 mod op;
+mod orphans;
 mod policy;
 mod restore;
 mod space;
@@ -59,11 +62,9 @@ mod words;
 
 use std::collections::VecDeque;
 
-use holo_proto::{
-    AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask,
-};
+use holo_proto::{AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
-use crate::store::api::{Completion, PageStore, Ticket};
+use crate::store::api::{PageStore, Ticket};
 use fault::{Fault, Install};
 use frames::Frames;
 use note::Notes;
@@ -96,12 +97,6 @@ const EVERYWHERE: AddrRange = AddrRange::new(65536, (1 << 47) - SUBPAGE_BYTES);
 const ANYWHERE: AddrRange = AddrRange::new(65536, 65536 + SUBPAGE_BYTES);
 /// How often waiting faults are decided again though nothing was heard, nanoseconds.
 const RECHECK_NS: u64 = 2_000_000;
-/// After the store had no room for a frame, so long until the next try.
-const ORPHANS_REST_NS: u64 = 100_000_000;
-/// So long it is taken for granted that no change of mappings is under way: less than several of them need.
-const CALM_NS: u64 = 30_000;
-/// A program that changes its mappings all the time is taken on all the same.
-const CALM_TRIES: u32 = 16;
 
 /// The state that a successor takes over.
 #[derive(Clone, Copy)]
@@ -802,71 +797,6 @@ impl<'m, S: PageStore> Core<'m, S> {
         None
     }
 
-    /// Registers what the shell found, best while no change of mappings is under way.
-    fn step_adopt(&mut self, id: SpaceId) -> Option<(Doing, Op)> {
-        let now = self.now;
-        let s = self.space(id)?;
-        if s.life != Life::Serving {
-            s.adopt.clear();
-            return None;
-        }
-        // Whether something is registered where that is to be found out could not be told afterwards.
-        if s.unproved.is_some() {
-            return None;
-        }
-        let range = *s.adopt.front()?;
-        let asked = |x: &space::Suspect| range.contains(x.witness.start());
-        if s.suspects.iter().any(asked) {
-            return None;
-        }
-        let calm = s.calm.is_some_and(|t| now < t.after(CALM_NS));
-        if !calm && s.calm_tries < CALM_TRIES {
-            s.calm_tries += 1;
-            let check = Op::Unprotect {
-                space: id,
-                range: ANYWHERE,
-            };
-            return Some((Doing::Settle(id), check));
-        }
-        s.calm_tries = 0;
-        s.adopt.pop_front();
-        Some((Doing::Adopt(id, range), Op::Register { space: id, range }))
-    }
-
-    /// A range was registered. It is not believed before no change of mappings is under way: the message that the last
-    /// occupant has gone may be, and must not be taken for the new one's.
-    fn adopted(&mut self, id: SpaceId, range: AddrRange, outcome: Outcome) {
-        match outcome {
-            Outcome::Done => {
-                self.crash(CrashPoint::Registered);
-                // Whoever is forked from now on has this, and not what was here before.
-                self.clear_graves(|g| g.space == id && range.contains(g.witness.start()));
-                if let Some(s) = self.space(id) {
-                    s.unsettled.reborn.add(range);
-                    s.unsettled.adopted.push(range);
-                }
-            }
-            Outcome::Gone => self.gone(id),
-            // Another mapping by now, or another's: the next scan decides again. Not if it was registered already.
-            _ => {
-                if let Some(s) = self.space(id) {
-                    if s.unsettled.reborn.without(range).is_empty() {
-                        s.unsettled.torn.push(range);
-                    }
-                }
-            }
-        }
-    }
-
-    /// A registered range is what stands there.
-    fn believe(&mut self, id: SpaceId, range: AddrRange) {
-        if let Some(s) = self.space(id) {
-            s.regions.add(range);
-            s.hearsay.remove(range);
-            s.sweep_after = Nanos(0);
-        }
-    }
-
     /// Asks every fault of a space to be raised again, also where nothing is mapped any more: an unmap
     /// or a move wakes nobody who waits there.
     fn wake_all(&mut self, id: SpaceId) {
@@ -947,101 +877,6 @@ impl<'m, S: PageStore> Core<'m, S> {
             self.crash(CrashPoint::EventsRead);
             self.apply_journal();
             self.unhold();
-        }
-    }
-
-    // --- stores of frames that outlived their batch ---------------------------------------------
-
-    fn step_orphans(&mut self) -> Option<Op> {
-        if self.orphan_ticket.is_some() || self.now < self.orphans_rest_until {
-            return None;
-        }
-        let free = self.orphans.iter().position(|&f| !self.is_noted(f))?;
-        self.orphans.swap(0, free);
-        let frame = *self.orphans.front()?;
-        let mask = self.staged_anywhere(frame);
-        if mask.is_empty() {
-            self.orphans.pop_front();
-            self.frames.drop_hold(frame);
-            return None;
-        }
-        let ticket = self.new_ticket();
-        self.orphan_ticket = Some(ticket);
-        Some(Op::Put {
-            ticket,
-            frame,
-            mask,
-        })
-    }
-
-    /// Entries refer to this frame, and no batch brings it to the store any more. It is held meanwhile: what is in
-    /// it must not change while the store has it.
-    pub(super) fn add_orphan(&mut self, frame: FrameId) {
-        if !self.orphans.contains(&frame) {
-            self.frames.hold(frame);
-            self.orphans.push_back(frame);
-        }
-    }
-
-    /// The subpages of `frame` that any entry refers to.
-    fn staged_anywhere(&self, frame: FrameId) -> SubpageMask {
-        let mut mask = SubpageMask::NONE;
-        self.map.for_each_everywhere(|_, _, e| {
-            if let Entry::Staged(f, i) = e {
-                if f == frame {
-                    mask = mask.with(i);
-                }
-            }
-        });
-        mask
-    }
-
-    /// Every entry that is staged in `frame` becomes stored at `locations`; each location's one reference
-    /// is used up.
-    fn resolve_frame(&mut self, frame: FrameId, locations: &crate::store::api::Locations) {
-        let everywhere = AddrRange::new(0, u64::MAX);
-        let ids: Vec<_> = self.map.spaces().collect();
-        for id in ids {
-            let mut at = everywhere.start.subpage();
-            while let Some((found, e)) = self.map.next_in(id, at, everywhere.end.subpage()) {
-                at = SubpageIndex(found.0 + 1);
-                if let Entry::Staged(f, i) = e {
-                    if f == frame {
-                        let new = match locations[i] {
-                            Some(l) => {
-                                self.store.retain(l);
-                                Entry::Stored(l)
-                            }
-                            None => Entry::Nothing,
-                        };
-                        self.set_entry(id, found, new);
-                    }
-                }
-            }
-        }
-        for l in locations.iter().flatten() {
-            self.store.release(*l);
-        }
-    }
-
-    fn store_done(&mut self, done: Completion) {
-        match done {
-            Completion::Put { ticket, result } if self.orphan_ticket == Some(ticket) => {
-                self.orphan_ticket = None;
-                let Some(frame) = self.orphans.pop_front() else {
-                    return;
-                };
-                if let Ok(locations) = result {
-                    self.resolve_frame(frame, &locations);
-                    self.frames.drop_hold(frame);
-                } else {
-                    // What it holds is served from where it is, until there is room.
-                    self.orphans.push_back(frame);
-                    self.orphans_rest_until = self.now.after(ORPHANS_REST_NS);
-                }
-            }
-            Completion::Put { ticket, result } => self.batch_put_done(ticket, result),
-            Completion::Get { ticket, result } => self.install_fetched(ticket, result),
         }
     }
 

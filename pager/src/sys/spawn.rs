@@ -158,26 +158,6 @@ pub fn set_name(name: &std::ffi::CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
-/// CPU time of this process and its waited-for children, nanoseconds.
-#[must_use]
-pub fn cpu_ns_with_children() -> u64 {
-    let of = |who| {
-        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-        // SAFETY: the structure is valid for the write.
-        if unsafe { libc::getrusage(who, usage.as_mut_ptr()) } != 0 {
-            return 0;
-        }
-        // SAFETY: filled by the call, and zeroed before.
-        let usage = unsafe { usage.assume_init() };
-        let ns = |t: libc::timeval| {
-            u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000
-                + u64::try_from(t.tv_usec).unwrap_or(0) * 1000
-        };
-        ns(usage.ru_utime) + ns(usage.ru_stime)
-    };
-    of(libc::RUSAGE_SELF) + of(libc::RUSAGE_CHILDREN)
-}
-
 /// Lets this process, and those that it makes, open `most` descriptors, or as many as its hard limit allows where
 /// that may not be raised.
 pub fn raise_descriptor_limit(most: u64) {

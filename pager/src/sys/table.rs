@@ -172,13 +172,6 @@ pub fn peer(socket: RawFd) -> Option<Peer> {
     })
 }
 
-/// What a descriptor is of, as `/proc/self/fd` shows it.
-#[must_use]
-pub fn link_of(number: RawFd) -> Option<String> {
-    let link = std::fs::read_link(format!("/proc/self/fd/{number}")).ok()?;
-    Some(link.to_string_lossy().into_owned())
-}
-
 /// The number of an owned descriptor.
 #[must_use]
 pub fn number_of(fd: &OwnedFd) -> RawFd {

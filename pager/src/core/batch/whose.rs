@@ -1,0 +1,389 @@
+//! Whose removal was that? What messages, and the ends of requests, tell of the pages of a batch.
+
+use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageIndex, SubpageMask};
+
+use super::{Batch, BatchPage, Phase, run_mask};
+use crate::core::note::Heard;
+use crate::core::restore::TAG;
+use crate::core::space::Ring;
+use crate::core::{Core, CrashPoint, Entry, FrameId, HOLES, NEVER_RAN, NOT_WRITABLE, Op};
+use crate::store::api::PageStore;
+
+impl Batch {
+    /// A removal message came. `count` gets each page of the batch with the subpages that our own requests
+    /// may explain; of the others the batch forgets those that were dropped. `noted` says of which
+    /// subpages of a page a request is on the ring, and what was heard of. A message of ours is about no more than
+    /// one request, which goes upwards.
+    pub(crate) fn note_removal(
+        &mut self,
+        range: AddrRange,
+        noted: impl Fn(usize) -> (SubpageMask, SubpageMask),
+        mut count: impl FnMut(usize, SubpageMask, Heard),
+    ) {
+        let submitted = self.submitted();
+        for (i, p) in self.pages.iter_mut().enumerate() {
+            let named = SubpageMask::of_page_in(p.page, range);
+            let covered = named.and(p.mask);
+            let (queued, heard) = noted(i);
+            let within = p.page.range().intersect(range) == range && named.minus(queued).is_empty();
+            let ours = if submitted && within {
+                covered
+            } else {
+                SubpageMask::NONE
+            };
+            p.mask = p.mask.minus(covered.minus(ours));
+            if let Some(first) = ours.iter().next() {
+                let request = queued.runs().find(|&(at, n)| (at..at + n).contains(&first));
+                let before = request.map_or(SubpageMask::NONE, |(at, _)| run_mask(at, first - at));
+                let skipped = before.minus(heard);
+                // What is told of later was there, for nobody drops what he unmaps at the same time.
+                p.heard.skipped = p.heard.skipped.minus(ours);
+                if !skipped.is_empty() {
+                    p.heard.early = p.heard.early.or(ours);
+                    p.heard.skipped = p.heard.skipped.or(skipped);
+                }
+                count(i, ours, p.heard);
+            }
+        }
+    }
+
+    /// The process dropped these subpages of a page while a request of ours was under way.
+    pub(crate) fn dropped(&mut self, i: usize, which: SubpageMask) {
+        if let (Some(p), false) = (self.pages.get_mut(i), which.is_empty()) {
+            p.mask = p.mask.minus(which);
+            // A mapping that was split on the way makes two messages of ours of one: what is still there
+            // must not be dropped then. (What is not there any more was dropped by the process, for the
+            // kernel seldom reclaims within a window.)
+            p.repair = true;
+        }
+    }
+
+    /// The pages in `range` are no longer where they were; `came`: because others have come there.
+    pub(crate) fn lose(&mut self, range: AddrRange, came: bool) {
+        for p in &mut self.pages {
+            let gone = range.intersect(p.span);
+            if !gone.is_empty() {
+                // As if it were several messages: what has come is no hole.
+                p.told = p.told.saturating_add(if came { 2 } else { 1 });
+                p.gone = p.gone.or(SubpageMask::of_page_in(p.page, gone));
+            }
+            if p.page.range().overlaps(range) {
+                p.lost = true;
+                p.left = p.left.or(SubpageMask::of_page_in(p.page, range));
+                if !p.open {
+                    p.repair = true;
+                }
+            }
+        }
+    }
+
+    /// The process moved pages: what a request may have hit in another's place is repaired where it is now.
+    pub(crate) fn chase(&mut self, from: AddrRange, to: Addr) {
+        // Before a request is queued there is nothing to repair, and what is noted has room for a batch alone.
+        let repairs = matches!(
+            self.phase,
+            Phase::Queue
+                | Phase::Wait
+                | Phase::Recover
+                | Phase::Reread
+                | Phase::Unprotect
+                | Phase::Repair
+                | Phase::RepairWait
+        );
+        if !repairs {
+            return;
+        }
+        let repaired = if matches!(self.phase, Phase::Repair | Phase::RepairWait) {
+            self.at + 1
+        } else {
+            0
+        };
+        let hit: Vec<_> = self
+            .pages
+            .iter()
+            .filter(|p| p.repair)
+            .map(|p| p.page.range().intersect(from))
+            .filter(|r| !r.is_empty())
+            .collect();
+        for r in hit {
+            let start = to.offset(r.start.0 - from.start.0);
+            let end = start.offset(r.len());
+            for page in (AddrRange { start, end }).pages() {
+                let mut rest = self.pages.iter().skip(repaired);
+                let known = rest.any(|p| p.page == page && p.repair);
+                // A tag counts pages in eight bits; that many moves do not fit into one window.
+                if !known && self.pages.len() < 256 {
+                    let mut p = BatchPage::new(page, SubpageMask::NONE, None);
+                    p.lost = true;
+                    p.repair = true;
+                    p.open = true;
+                    self.pages.push(p);
+                }
+            }
+        }
+    }
+}
+
+impl<S: PageStore> Core<'_, S> {
+    pub(in crate::core) fn ring_done(&mut self, id: SpaceId, tag: u64, result: i32) {
+        if tag & TAG != 0 {
+            return self.restored(id, PageIndex(tag & !TAG), result);
+        }
+        let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
+            return;
+        };
+        b.outstanding = b.outstanding.saturating_sub(1);
+        let field = |shift: u32| (tag >> shift & 0xff) as usize;
+        let (i, run) = (field(0), run_mask(field(8), field(16)));
+        if matches!(b.phase, Phase::Repair | Phase::RepairWait) && result < 0 {
+            if result == NEVER_RAN {
+                b.repair.left = b.repair.left.or(run);
+            } else if run.count() > 1 {
+                b.repair.single = b.repair.single.or(run);
+                b.repair.left = b.repair.left.or(run);
+            } else if NOT_WRITABLE.contains(&result) {
+                b.repair.redirty = b.repair.redirty.or(run);
+            } else {
+                // The process changed the mapping meanwhile: what is there now?
+                b.repair.looked = false;
+            }
+        }
+        // A predecessor's that is settled was a repair.
+        let offered = b.submitted() && !self.notes.is_settled(id);
+        if result == NEVER_RAN && offered {
+            self.offered_nothing(id, &mut b, i, run);
+        } else if let (Some(p), true) = (b.pages.get_mut(i), result < 0 && offered) {
+            // It stopped on the way, or found holes. Where no message of it was heard it has offered nothing of
+            // ours, and what is heard from now on is the process's.
+            let heard = self.notes.counted(id, i, 1);
+            let unheard = p.mask.and(run).minus(heard);
+            p.mask = p.mask.minus(unheard);
+            p.repair = true;
+            if result != HOLES {
+                p.heard.quiet = p.heard.quiet.or(unheard);
+                p.heard.doubtful = p.heard.doubtful.or(run.and(heard));
+                self.notes.set_heard(id, i, p.heard);
+                // Where it stopped, and behind that, it has done nothing.
+                let last = run
+                    .iter()
+                    .last()
+                    .map_or(SubpageMask::NONE, |i| run_mask(i, 1));
+                self.offered_nothing(id, &mut b, i, last);
+            } else if run.count() == 1 {
+                // One that is all hole has done nothing.
+                self.offered_nothing(id, &mut b, i, run);
+            } else {
+                p.heard.holed = p.heard.holed.or(run);
+                self.notes.set_heard(id, i, p.heard);
+            }
+        }
+        self.crash(CrashPoint::FreeDone);
+        if b.outstanding == 0 && matches!(b.phase, Phase::Wait | Phase::RepairWait) {
+            // Every removal message of our own was read before its request ended, but not necessarily
+            // applied: they are read first.
+            self.waited(id, &mut b);
+        }
+        if let Some(s) = self.space(id) {
+            s.batch = Some(b);
+        }
+    }
+
+    /// No request of the batch came to `run`, or to nothing of it: nothing of it was offered, and what was heard
+    /// about it was of the process's doing.
+    pub(super) fn offered_nothing(
+        &mut self,
+        id: SpaceId,
+        b: &mut Batch,
+        i: usize,
+        run: SubpageMask,
+    ) {
+        let Some(p) = b.pages.get_mut(i) else { return };
+        let dropped = p.mask.and(run).and(self.notes.counted(id, i, 1));
+        p.mask = p.mask.minus(run);
+        // In this order: dying between them, a successor does both again.
+        self.dropped_after_all(id, b, i, dropped);
+        self.notes.set_queued(id, i, run, false);
+    }
+
+    /// All messages of the window are read. A request goes upwards and stops at the first mapping that it may not
+    /// touch: at the first subpage of which nothing was heard, but for those that were gone. What was heard
+    /// beyond was the process's doing.
+    pub(super) fn settle_stopped(&mut self, id: SpaceId, b: &mut Batch) {
+        let Some(p) = b.pages.get_mut(b.at) else {
+            return;
+        };
+        let Heard {
+            quiet,
+            doubtful,
+            holed,
+            early,
+            skipped,
+        } = std::mem::take(&mut p.heard);
+        // If all that has gone went at once, that is the hole: it had gone before the request came there.
+        let hole = holed.and(p.gone);
+        let early = early.and(doubtful.or(holed));
+        let was_there = skipped.and(p.gone.or(p.left)).is_empty();
+        if p.told == 1 && !hole.is_empty() {
+            self.offered_nothing(id, b, b.at, hole);
+        }
+        if was_there && !early.is_empty() {
+            let twice = self.notes.counted(id, b.at, 2);
+            self.offered_nothing(id, b, b.at, early.minus(twice));
+        }
+        let Some(p) = b.pages.get_mut(b.at) else {
+            return;
+        };
+        let mut beyond = SubpageMask::NONE;
+        for (first, count) in quiet.or(doubtful).runs() {
+            let run = run_mask(first, count);
+            let stop = run.and(quiet).minus(p.left).iter().next();
+            beyond = stop.map_or(beyond, |s| beyond.or(run.minus(run_mask(0, s))));
+        }
+        let dropped = p.mask.and(doubtful).and(beyond).minus(p.left);
+        p.mask = p.mask.minus(dropped);
+        self.dropped_after_all(id, b, b.at, dropped);
+        self.notes.set_heard(id, b.at, Heard::default());
+    }
+
+    /// [`Batch::lose`], and a successor will know it.
+    pub(in crate::core) fn batch_loses(&mut self, id: SpaceId, range: AddrRange, came: bool) {
+        let Some(s) = self.spaces.get_mut(usize::from(id.0)) else {
+            return;
+        };
+        if let Some(b) = s.as_mut().and_then(|s| s.batch.as_mut()) {
+            b.lose(range, came);
+            for (i, p) in b.pages.iter().enumerate() {
+                self.notes.set_gone(id, i, p.gone, p.told);
+            }
+        }
+    }
+
+    pub(super) fn dropped_after_all(
+        &mut self,
+        id: SpaceId,
+        b: &Batch,
+        i: usize,
+        which: SubpageMask,
+    ) {
+        let (Some(s), Some(p)) = (self.space_ref(id), b.pages.get(i)) else {
+            return;
+        };
+        let quiesce = s.quiesce_count + u64::from(s.quiesce_asked);
+        let (page, frame, left) = (p.page, p.frame.or(p.noted), p.left);
+        for sub in which.iter() {
+            let at = page.subpage(sub);
+            // Not what has come to its place since; itself may be elsewhere.
+            let now_at = match frame {
+                Some(f) => self.staged_at(id, at, Entry::Staged(f, sub)),
+                None => (!left.has(sub)).then_some(at),
+            };
+            if let Some(at) = now_at {
+                self.set_entry(id, at, Entry::Dropping(quiesce));
+                self.stats.dropped_in_batch += 1;
+            }
+        }
+    }
+
+    /// A removal of this was heard while a request for it is on the ring: ours, or the process's, which has moved
+    /// the place away before the request came to it? Then what was read of it is no longer its content.
+    /// That is known when the request has ended.
+    pub(in crate::core) fn in_doubt(&self, id: SpaceId, entry: Entry) -> bool {
+        let Entry::Staged(frame, sub) = entry else {
+            return false;
+        };
+        let requests = |b: &&Batch| b.submitted() && !self.notes.is_settled(id);
+        let batch = self.space_ref(id).and_then(|s| s.batch.as_ref());
+        batch.filter(requests).is_some_and(|b| {
+            b.pages.iter().enumerate().any(|(i, p)| {
+                p.frame.or(p.noted) == Some(frame)
+                    && self.notes.queued(id, i).has(sub)
+                    && self.notes.counted(id, i, 1).has(sub)
+            })
+        })
+    }
+
+    /// A predecessor's batch whose requests have not ended needs the map to say what is in `frame`.
+    pub(in crate::core) fn is_noted(&self, frame: FrameId) -> bool {
+        self.spaces.iter().flatten().any(|s| {
+            s.batch.as_ref().is_some_and(|b| {
+                b.phase == Phase::Recover && b.pages.iter().any(|p| p.noted == Some(frame))
+            })
+        })
+    }
+
+    /// Where in a space a staged subpage is now: at `first`, or where the process has moved it.
+    pub(super) fn staged_at(
+        &self,
+        id: SpaceId,
+        first: SubpageIndex,
+        entry: Entry,
+    ) -> Option<SubpageIndex> {
+        if self.map.entry(id, first) == entry {
+            return Some(first);
+        }
+        let (mut at, end) = (SubpageIndex(0), Addr(u64::MAX).subpage());
+        loop {
+            let (found, e) = self.map.next_in(id, at, end)?;
+            if e == entry {
+                return Some(found);
+            }
+            at = SubpageIndex(found.0 + 1);
+        }
+    }
+
+    /// Whether what is to be asked of the ring has to wait for one; asks for it.
+    pub(super) fn awaits_ring(&mut self, id: SpaceId) -> bool {
+        let now = self.now;
+        let Some(s) = self.space(id) else {
+            return false;
+        };
+        if s.ring == Ring::Absent {
+            s.ring = Ring::Asked(now);
+            self.errands.push_back(Op::NeedRing { space: id });
+            return true;
+        }
+        matches!(s.ring, Ring::Asked(_))
+    }
+
+    /// Nothing of a predecessor is outstanding: its batch can be finished, and the ring is ours.
+    pub(in crate::core) fn ring_quiet(&mut self, id: SpaceId, requests: Option<u32>) {
+        if let Some(s) = self.space(id) {
+            s.ring = Ring::Ready;
+            s.requests = requests.unwrap_or(0);
+        }
+        let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
+            return;
+        };
+        if b.phase == Phase::Recover {
+            b.started = self.now;
+            self.unqueued(id, &mut b, requests);
+            self.notes.forget_last(id);
+            self.waited(id, &mut b);
+        }
+        if let Some(s) = self.space(id) {
+            s.batch = Some(b);
+        }
+        self.unhold();
+    }
+
+    /// A predecessor died after it had noted a request and before it had queued it: what was heard of its
+    /// subpages is the process's.
+    pub(super) fn unqueued(&mut self, id: SpaceId, b: &mut Batch, requests: Option<u32>) {
+        let Some((total, i, run)) = self.notes.last(id) else {
+            return;
+        };
+        let (Some(p), true) = (
+            b.pages.get_mut(i),
+            requests.map(|n| n.wrapping_add(1)) == Some(total),
+        ) else {
+            return;
+        };
+        p.mask = p.mask.minus(run);
+        let dropped = run
+            .and(self.notes.queued(id, i))
+            .and(self.notes.counted(id, i, 1));
+        // In this order: dying between them, a successor does both again.
+        self.dropped_after_all(id, b, i, dropped);
+        self.notes.set_queued(id, i, run, false);
+    }
+}
