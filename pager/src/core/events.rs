@@ -4,7 +4,8 @@ use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageIndex, SubpageMask}
 
 use super::event::Event;
 use super::fault::Fault;
-use super::space::{Space, Suspect, shadow};
+use super::space::{Space, Suspect};
+use super::unsettled::shadow;
 use super::{ANYWHERE, Core, CrashPoint, Entry, FAULTS, JOURNAL_SLOTS, Op, SPACES};
 use crate::store::api::PageStore;
 

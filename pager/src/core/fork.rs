@@ -3,7 +3,8 @@
 use holo_proto::{Addr, AddrRange, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
 use super::map::SlotState;
-use super::space::{Life, Ranges, Seen, Space, Suspect, Unproved, Youth};
+use super::ranges::Ranges;
+use super::space::{Life, Seen, Space, Suspect, Unproved, Youth};
 use super::{Core, CrashPoint, Doing, Entry, GRAVES, Grave, Op, Outcome, StopReason, USER_END};
 use crate::store::api::PageStore;
 

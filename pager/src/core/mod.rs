@@ -55,9 +55,11 @@ mod note;
 mod op;
 mod orphans;
 mod policy;
+mod ranges;
 mod restore;
 mod space;
 mod stats;
+mod unsettled;
 mod words;
 
 use std::collections::VecDeque;
@@ -87,7 +89,7 @@ pub use words::Words;
 const FAULTS: usize = 16384;
 /// Most graves; the oldest go first.
 const GRAVES: usize = 32768;
-/// Where the addresses of processes end (the map has as many again, see `space::shadow`).
+/// Where the addresses of processes end (the map has as many again, see `unsettled::shadow`).
 const USER_END: holo_proto::Addr = holo_proto::Addr(1 << 47);
 /// All addresses that a process of x86-64 can map and the kernel takes for a wake (from the usual
 /// `vm.mmap_min_addr` on).
