@@ -375,25 +375,38 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     pub(super) fn suspect_tried(&mut self, id: SpaceId, outcome: Outcome) {
-        if outcome == Outcome::EventsPending {
-            return self.events_pending(id);
-        }
+        let Some(witness) = self.space_ref(id).and_then(|s| s.suspects.last()) else {
+            return;
+        };
+        let Some(there) = self.is_there(id, witness.witness, outcome) else {
+            return;
+        };
         let Some(suspect) = self.space(id).and_then(|s| s.suspects.pop()) else {
             return;
         };
-        match outcome {
-            Outcome::Gone => self.gone(id),
-            there => {
-                if (there == Outcome::Done) != suspect.if_there {
-                    self.set_entry(id, suspect.at, Entry::Nothing);
-                } else if let (Some(s), true) = (self.space(id), suspect.if_there) {
-                    let start = suspect.witness.start();
-                    let end = start.offset(SUBPAGE_BYTES);
-                    s.regions.add(AddrRange { start, end });
-                }
-            }
+        if there != suspect.if_there {
+            self.set_entry(id, suspect.at, Entry::Nothing);
+        } else if let (Some(s), true) = (self.space(id), suspect.if_there) {
+            let start = suspect.witness.start();
+            let end = start.offset(SUBPAGE_BYTES);
+            s.regions.add(AddrRange { start, end });
         }
         self.unhold();
+    }
+
+    /// What a change of protection tells of a place: whether something is registered there. `None`: nothing now, and it
+    /// is tried again, or the process is gone or stopped.
+    fn is_there(&mut self, id: SpaceId, at: SubpageIndex, outcome: Outcome) -> Option<bool> {
+        match outcome {
+            Outcome::Done => return Some(true),
+            Outcome::Edge => return Some(false),
+            Outcome::Gone => self.gone(id),
+            Outcome::EventsPending => self.events_pending(id),
+            Outcome::Refused(errno) => self.stop(id, StopReason::Kernel { at, errno }),
+            // Short of memory: once more.
+            _ => {}
+        }
+        None
     }
 
     /// Are there mappings for what the map says? A fork leaves out some of them, and a predecessor may have had doubts
@@ -435,17 +448,16 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     pub(super) fn proved(&mut self, id: SpaceId, range: AddrRange, outcome: Outcome) {
-        match outcome {
-            Outcome::Gone => return self.gone(id),
-            Outcome::EventsPending => return self.events_pending(id),
-            _ => self.progressed(id),
-        }
+        let Some(there) = self.is_there(id, range.start.subpage(), outcome) else {
+            return;
+        };
+        self.progressed(id);
         let single = range.len() == SUBPAGE_BYTES;
-        if outcome != Outcome::Done && single {
+        if !there && single {
             self.forget_bytes(id, range);
         }
         if let Some(u) = self.space(id).and_then(|s| s.unproved.as_mut()) {
-            if outcome == Outcome::Done || single {
+            if there || single {
                 u.at = range.end_subpage();
             } else {
                 u.singly_to = range.end_subpage();
