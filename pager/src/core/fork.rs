@@ -4,7 +4,7 @@ use holo_proto::{Addr, AddrRange, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
 use super::map::SlotState;
 use super::ranges::Ranges;
-use super::space::{Life, Seen, Space, Suspect, Unproved, Youth};
+use super::space::{Life, Space, Suspect, Unproved, Youth};
 use super::{Core, CrashPoint, Doing, Entry, GRAVES, Grave, Op, Outcome, StopReason, USER_END};
 use crate::store::api::PageStore;
 
@@ -32,6 +32,10 @@ impl<S: PageStore> Core<'_, S> {
                 });
                 return;
             }
+        }
+        // What a doomed one has is not all that belongs to it.
+        if self.map.state(parent) == SlotState::Doomed {
+            return self.forked_without_room(parent, fd, seq);
         }
         let Ok(child) = self.map.begin_space(Some(seq), u64::from(fd)) else {
             return self.forked_without_room(parent, fd, seq);
@@ -299,12 +303,12 @@ impl<S: PageStore> Core<'_, S> {
         true
     }
 
-    /// The fork that made `id` wiped `range`, or left it out: so it did for children that `id` had before this was known.
-    pub(super) fn wiped(&mut self, id: SpaceId, range: AddrRange, seen: Seen) {
+    /// The fork that made `id` wiped `range`: so it did for children that `id` had before this was known.
+    pub(super) fn wiped(&mut self, id: SpaceId, range: AddrRange) {
         for child in self.all_spaces() {
             let unknown = self.space_ref(child).filter(|s| !s.known);
             for r in unknown
-                .map_or_else(Ranges::new, |s| s.since(seen, id, range))
+                .map_or_else(Ranges::new, |s| s.since_look(id, range))
                 .iter()
             {
                 self.forget_bytes(child, r);
@@ -317,8 +321,8 @@ impl<S: PageStore> Core<'_, S> {
         let Some(s) = self.space(id).filter(|s| s.told && !s.known) else {
             return;
         };
-        for (range, seen) in std::mem::take(&mut s.wiped) {
-            self.wiped(id, range, seen);
+        for range in std::mem::take(&mut s.wiped) {
+            self.wiped(id, range);
         }
         self.child_told(id);
     }

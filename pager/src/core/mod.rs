@@ -70,7 +70,7 @@ use crate::store::api::{PageStore, Ticket};
 use fault::{Fault, Install};
 use frames::Frames;
 use note::Notes;
-use space::{Life, Ring, Seen, Space, Unproved};
+use space::{Life, Ring, Space, Unproved};
 
 pub use crash::CrashPoint;
 pub use event::{EVENT_WORDS, Event};
@@ -180,8 +180,9 @@ pub struct Core<'m, S> {
     /// Of the messages in the journal: [`Outcome::Events`].
     gone: u64,
     orphan_ticket: Option<Ticket>,
-    /// The store had no room for one.
+    /// The store had no room for one: so long it rests, and how long that was.
     orphans_rest_until: Nanos,
+    orphans_rest_ns: u64,
     pageout: Vec<AddrRange>,
     graves: VecDeque<Grave>,
     doing: Doing,
@@ -275,8 +276,8 @@ impl<'m, S: PageStore> Core<'m, S> {
             }
             if core.notes.pages(id) > 0 {
                 space.batch = Some(batch::Batch::recovered(&core.notes, id));
-                space.ring = Ring::Ready;
             }
+            space.ring = Ring::Inherited;
             core.spaces[usize::from(id.0)] = Some(space);
             core.stats.spaces += 1;
             if core.map.state(id) == SlotState::Doomed {
@@ -315,6 +316,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             gone: 0,
             orphan_ticket: None,
             orphans_rest_until: Nanos(0),
+            orphans_rest_ns: 0,
             pageout: Vec::with_capacity(BATCH_PAGES * 8),
             graves: VecDeque::with_capacity(GRAVES),
             doing: Doing::Nothing,
@@ -569,12 +571,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             }
             Input::Wiped { space, range } => {
                 if let Some(s) = self.space(space).filter(|s| !s.known) {
-                    s.wiped.push((range, Seen::Now));
-                }
-            }
-            Input::LeftOut { space, range } => {
-                if let Some(s) = self.space(space).filter(|s| !s.known) {
-                    s.wiped.push((range, Seen::AtFork));
+                    s.wiped.push(range);
                 }
             }
             Input::Quiesced { space, count } => {

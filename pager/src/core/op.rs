@@ -419,13 +419,6 @@ pub enum Input {
         /// Where.
         range: AddrRange,
     },
-    /// A range of its parent that the fork left out of a child.
-    LeftOut {
-        /// The child.
-        space: SpaceId,
-        /// Where, at the fork.
-        range: AddrRange,
-    },
     /// Every system call that ran when [`Op::NeedQuiesce`] was asked for has ended.
     Quiesced {
         /// Whose.

@@ -7,6 +7,8 @@ use crate::store::api::{Completion, PageStore};
 
 /// After the store had no room for a frame, so long until the next try.
 const ORPHANS_REST_NS: u64 = 100_000_000;
+/// It doubles each time, up to this.
+const ORPHANS_REST_MOST_NS: u64 = 10_000_000_000;
 
 impl<S: PageStore> Core<'_, S> {
     pub(super) fn step_orphans(&mut self) -> Option<Op> {
@@ -93,12 +95,15 @@ impl<S: PageStore> Core<'_, S> {
                     return;
                 };
                 if let Ok(locations) = result {
+                    self.orphans_rest_ns = 0;
                     self.resolve_frame(frame, &locations);
                     self.frames.drop_hold(frame);
                 } else {
                     // What it holds is served from where it is, until there is room.
                     self.orphans.push_back(frame);
-                    self.orphans_rest_until = self.now.after(ORPHANS_REST_NS);
+                    let longer = 2 * self.orphans_rest_ns;
+                    self.orphans_rest_ns = longer.clamp(ORPHANS_REST_NS, ORPHANS_REST_MOST_NS);
+                    self.orphans_rest_until = self.now.after(self.orphans_rest_ns);
                 }
             }
             Completion::Put { ticket, result } => self.batch_put_done(ticket, result),

@@ -25,6 +25,9 @@ use crate::store::api::PageStore;
 pub(super) const TAG: u64 = 1 << 63;
 /// Requests at once.
 const WINDOW: usize = 8;
+/// A page that cannot be made dirty is tried again so often, after a rest that doubles each time.
+const REFUSALS: u32 = 7;
+const REST_NS: u64 = 1_000_000;
 /// Pages with holes that are remembered: more than are asked for at once.
 const HOLED: usize = 2 * WINDOW;
 
@@ -63,8 +66,9 @@ struct Direct {
     stage: Stage,
     at: SubpageIndex,
     disturbed: bool,
-    /// It could not be made dirty.
+    /// It could not be made dirty, and how often in a row that was so of a page that is there.
     refused: bool,
+    refusals: u32,
     /// Populate found the mapping gone, or changed: if there is one now, populate tries again.
     only_if_unmapped: bool,
 }
@@ -149,6 +153,7 @@ impl Restore {
             at: range.start.subpage(),
             disturbed: false,
             refused: false,
+            refusals: 0,
             only_if_unmapped: false,
         });
     }
@@ -170,6 +175,7 @@ impl Restore {
             at: range.start.subpage(),
             disturbed: false,
             refused: false,
+            refusals: 0,
             only_if_unmapped: true,
         });
     }
@@ -251,7 +257,7 @@ impl<S: PageStore> Core<'_, S> {
                 s.ring = Ring::Asked(now);
                 Some(Op::NeedRing { space: id })
             }
-            Ring::Asked(_) => None,
+            Ring::Asked(_) | Ring::Inherited => None,
             Ring::Refused => {
                 s.restore.go_direct(wanted);
                 self.step_restore(id)
@@ -381,6 +387,9 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(d) = self.space(id).and_then(|s| s.restore.direct.as_mut()) {
             d.disturbed &= stage != Stage::Open;
             d.refused &= stage != Stage::Open;
+            if d.at != at {
+                d.refusals = 0;
+            }
             d.stage = stage;
             d.at = at;
         }
@@ -410,7 +419,18 @@ impl<S: PageStore> Core<'_, S> {
             (Stage::Redirty, _) => Stage::Look,
             (Stage::Look, Outcome::Look(look)) if look.present.has(d.at.in_page()) => Stage::Prove,
             (Stage::Prove, Outcome::Done) if !d.disturbed && d.refused => {
-                return self.stop(id, StopReason::NotDirtied { at: d.at });
+                if d.refusals == REFUSALS {
+                    return self.stop(id, StopReason::NotDirtied { at: d.at });
+                }
+                // Perhaps for want of memory, or of a moment.
+                let rest = self.now.after(REST_NS << d.refusals);
+                if let Some(s) = self.space(id) {
+                    s.retry_at = Some(rest);
+                    if let Some(d) = s.restore.direct.as_mut() {
+                        d.refusals += 1;
+                    }
+                }
+                Stage::Open
             }
             (Stage::Prove, Outcome::Done) if !d.disturbed => {
                 self.forget_restored(id, one);

@@ -22,20 +22,13 @@ pub(crate) enum Life {
     Over,
 }
 
-/// When something stood where it is said to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
-    /// When the process was forked.
-    AtFork,
-    /// When the shell looked, since then.
-    Now,
-}
-
 /// Whether a space can be evicted from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ring {
     /// Not asked for yet.
     Absent,
+    /// A predecessor's, if there is one: not ours before it is quiet.
+    Inherited,
     /// Asked for, at this moment.
     Asked(Nanos),
     /// There.
@@ -89,7 +82,7 @@ pub(crate) struct Space {
     /// The shell has said all that it knows.
     pub(crate) told: bool,
     /// What it has seen wiped: no sooner believed than all is heard of that was moved before it looked.
-    pub(crate) wiped: Vec<(AddrRange, Seen)>,
+    pub(crate) wiped: Vec<AddrRange>,
     pub(crate) unsettled: Unsettled,
     /// Of a fork's child whose parent is unsettled.
     pub(crate) youth: Option<Youth>,
@@ -232,9 +225,9 @@ impl Space {
         self.quiesce_count + u64::from(self.quiesce_asked)
     }
 
-    /// Where that is now which was in `range` of this process, or of a parent before it forked. If somebody has seen it
-    /// there, that was after the last move to there.
-    pub(crate) fn since(&self, seen: Seen, of: SpaceId, range: AddrRange) -> Ranges {
+    /// Where that is now which was in `range` of this process, or of a parent before it forked, when somebody looked.
+    /// That was after the last move to there.
+    pub(crate) fn since_look(&self, of: SpaceId, range: AddrRange) -> Ranges {
         let mut now = Ranges::new();
         let Some(i) = self.lineage.iter().position(|l| l.0 == of) else {
             return now;
@@ -245,10 +238,7 @@ impl Space {
             let end = to.offset(from.len());
             AddrRange { start: to, end }.overlaps(range)
         };
-        let last = match seen {
-            Seen::Now => self.moves[first..end].iter().rposition(arrived),
-            Seen::AtFork => None,
-        };
+        let last = self.moves[first..end].iter().rposition(arrived);
         now.add(range);
         for &(from, to) in &self.moves[last.map_or(first, |k| first + k + 1)..] {
             let along: Vec<_> = now

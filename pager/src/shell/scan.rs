@@ -96,21 +96,6 @@ pub(crate) fn shared_bytes(pid: i32, relatives: u64) -> std::io::Result<u64> {
     Ok(shared.min(all) * 1024)
 }
 
-/// What a process keeps from its children (`MADV_DONTFORK`); nothing for one that is gone.
-pub(crate) fn left_out_of_forks(pid: i32) -> Vec<AddrRange> {
-    let mut text = Vec::new();
-    if ProcMaps::open_smaps(pid)
-        .and_then(|maps| maps.read_into(&mut text))
-        .is_err()
-    {
-        return Vec::new();
-    }
-    maps::smaps(&text)
-        .filter(|d| d.flags.has(VmFlags::DONT_COPY))
-        .map(|d| d.mapping.range)
-        .collect()
-}
-
 /// What a full look at a process's mappings says.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {

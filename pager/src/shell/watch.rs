@@ -1138,12 +1138,6 @@ impl Watch {
             space: o.space,
             parts: p,
         });
-        // What the fork left out of the child is nothing of the child's, whatever stands there later.
-        let parent = parent.map(|p| p.0).filter(|&parent| parent != pid);
-        for range in parent.map_or_else(Vec::new, scan::left_out_of_forks) {
-            let space = o.space;
-            self.input(Input::LeftOut { space, range });
-        }
         self.settle(o, pid);
         true
     }

@@ -527,12 +527,9 @@ impl Kernel {
             .filter(|&(&v, _)| kept(v))
             .map(|(&v, &p)| (v, p))
             .collect();
-        let left_out = self.mms[parent]
-            .vmas
-            .iter()
-            .filter(|m| m.dont_fork)
-            .map(|m| (m.start, m.end))
-            .collect();
+        let mut left_out = self.mms[parent].left_out.clone();
+        let kept_out = self.mms[parent].vmas.iter().filter(|m| m.dont_fork);
+        left_out.extend(kept_out.map(|m| (m.start, m.end)));
         let arena = self.mms[parent].arena;
         let heads = self.mms[parent].heads.clone();
         let child = self.add_mm(

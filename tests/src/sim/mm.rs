@@ -101,7 +101,7 @@ pub(crate) struct Mm {
     pub(crate) changed_ns: u64,
     /// A fork's child.
     pub(crate) forked: bool,
-    /// Of a fork's child: what the fork left out.
+    /// Of a fork's child: what the fork left out, and those that made its parents.
     pub(crate) left_out: Vec<(u64, u64)>,
 }
 

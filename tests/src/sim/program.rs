@@ -408,7 +408,11 @@ impl Kernel {
                 };
                 let quiet = is_quiet(&self.mms[mm])
                     && (!self.mms[mm].forked || self.mms.iter().all(is_quiet));
-                let calm = new_len <= len || quiet;
+                // Nor does it tell a fork's child from what the fork left out there.
+                let grown = (to + len, to + new_len);
+                let over_left_out = |&(start, end): &(u64, u64)| start < grown.1 && grown.0 < end;
+                let left_out = self.mms[mm].left_out.iter().any(over_left_out);
+                let calm = new_len <= len || quiet && !left_out;
                 let certain = self.knobs.wild
                     || !self.drops_in_flight(mm, from, from + len)
                         && !self.would_tell_twice(mm, to, to + new_len);

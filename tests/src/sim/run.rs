@@ -300,11 +300,9 @@ impl Run<'_> {
                 self.sim.send(Input::Exited(space));
                 continue;
             }
-            self.sim.introduce(space, false);
-            if self.sim.ring_made.get(&mm) == Some(&true) {
-                self.sim.kernel.kick_ring(mm);
-                self.sim.quiet_wait.insert(space);
-            }
+            self.sim.introduce(space);
+            self.sim.kernel.kick_ring(mm);
+            self.sim.quiet_wait.insert(space);
             if self.sim.detaching.contains(&mm) {
                 self.sim.send(Input::Detach(space));
             }

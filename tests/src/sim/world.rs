@@ -538,9 +538,9 @@ impl<'m> Sim<'m> {
 
     fn need_ring(&mut self, space: SpaceId, mm: MmId) {
         if self.quiet_wait.contains(&space) {
-            // A predecessor's: it is the core's when it is quiet. What is asked of it before would end
-            // among the predecessor's requests.
-            return;
+            // A predecessor's is the core's when it is quiet, and no other can be made.
+            let why = format!("a ring is asked for in mm{mm}, where a predecessor's is not quiet");
+            return self.kernel.fail(why);
         }
         if !self.ring_made.contains_key(&mm) {
             let refused = self.kernel.knobs.ring_refused;
@@ -556,8 +556,7 @@ impl<'m> Sim<'m> {
     }
 
     /// The shell has found the process of a space that it did not make: what it sees and the core does not.
-    /// A successor's cannot tell whose child it was.
-    pub(crate) fn introduce(&mut self, space: SpaceId, is_newborn: bool) {
+    pub(crate) fn introduce(&mut self, space: SpaceId) {
         let Some(mm) = self.mm_of(space) else { return };
         let delay = 20 * self.kernel.knobs.input_delay_ns;
         let due = self.kernel.now_ns + self.kernel.rng.below(delay + 1);
@@ -567,12 +566,6 @@ impl<'m> Sim<'m> {
             found.map(|m| addresses(m.start, m.end)).collect()
         };
         let (wiped, registered) = (ranges(|m| m.wipe_on_fork), ranges(|m| m.uffd.is_some()));
-        for (start, end) in self.kernel.mms[mm].left_out.clone() {
-            if is_newborn {
-                let range = addresses(start, end);
-                self.send_at(due, Input::LeftOut { space, range });
-            }
-        }
         for range in wiped {
             self.send_at(due, Input::Wiped { space, range });
         }
@@ -622,7 +615,7 @@ impl<'m> Sim<'m> {
         }
         if let Op::Child { space, fd, .. } = *op {
             self.fds.insert(space, fd as usize);
-            self.introduce(space, true);
+            self.introduce(space);
             return Outcome::Done;
         }
         let Some((space, uffd)) = space.and_then(|s| Some((s, self.uffd(s)?))) else {
@@ -815,7 +808,6 @@ fn is_about(input: &Input, about: SpaceId) -> bool {
         | Input::Never { space, .. }
         | Input::Known(space)
         | Input::Wiped { space, .. }
-        | Input::LeftOut { space, .. }
         | Input::Quiesced { space, .. }
         | Input::Measured { space, .. }
         | Input::Detach(space)

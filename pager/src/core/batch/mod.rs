@@ -323,7 +323,7 @@ pub(super) fn can_make_room(s: &Space, by: SpaceId, small_bytes: u64, now: Nanos
         && s.known
         && !s.is_small_child(small_bytes, now)
         && match s.ring {
-            Ring::Refused => false,
+            Ring::Refused | Ring::Inherited => false,
             // A stopped target makes none, and a predecessor's may wait for just this fault.
             Ring::Asked(since) => now < since.after(STUCK_NS),
             Ring::Absent | Ring::Ready => true,
@@ -368,7 +368,7 @@ impl<S: PageStore> Core<'_, S> {
                     self.errands.push_back(Op::NeedRing { space: id });
                     return None;
                 }
-                Ring::Asked(_) | Ring::Refused => return None,
+                Ring::Asked(_) | Ring::Refused | Ring::Inherited => return None,
                 Ring::Ready => {}
             }
             let now = self.now;

@@ -342,7 +342,7 @@ impl<S: PageStore> Core<'_, S> {
             self.errands.push_back(Op::NeedRing { space: id });
             return true;
         }
-        matches!(s.ring, Ring::Asked(_))
+        matches!(s.ring, Ring::Asked(_) | Ring::Inherited)
     }
 
     /// Nothing of a predecessor is outstanding: its batch can be finished, and the ring is ours.
