@@ -90,7 +90,7 @@ impl<S: PageStore> Core<'_, S> {
             // The second one is the process's, and is known at once: a fork read next copies the entry.
             let twice = self.notes.counted(id, i, 2).and(covered);
             let mine = covered.minus(twice);
-            counted.push((self.notes.page(id, i).0, mine));
+            counted.push((self.notes.page(id, i).0, mine, twice));
             if let Some(b) = self.space(id).and_then(|s| s.batch.as_mut()) {
                 b.dropped(i, twice);
             }
@@ -101,16 +101,19 @@ impl<S: PageStore> Core<'_, S> {
             .filter_map(|i| Event::decode(self.journal.slot(i)?))
             .any(|e| matches!(e, Event::Fork { .. }));
         if range.len() > self.large_drop_bytes {
-            return self.removed_at_large(id, range, fork_follows);
+            return self.removed_at_large(id, range);
         }
         for page in range.pages() {
-            let mine = counted
+            let (mine, twice) = counted
                 .iter()
-                .find(|(p, _)| *p == page)
-                .map_or(SubpageMask::NONE, |(_, m)| *m);
+                .find(|(p, ..)| *p == page)
+                .map_or((SubpageMask::NONE, SubpageMask::NONE), |c| (c.1, c.2));
             let theirs = SubpageMask::of_page_in(page, range).minus(mine);
+            // Two messages may be ours after all (a mapping that was split). What the process surely drops a child need
+            // not have: the call overlaps with the fork, or was before it, for whoever was woken may run on and fork
+            // before the next message of the same read.
             if fork_follows {
-                for i in theirs.iter() {
+                for i in twice.iter() {
                     self.bury_subpage(id, page.subpage(i), true);
                 }
             }
@@ -121,14 +124,11 @@ impl<S: PageStore> Core<'_, S> {
     /// The process will drop so much that an entry for each subpage would take long, and much of the map: the range is
     /// remembered instead. (None of it is our own doing, for a request of ours is within a page.) A successor is told
     /// only that there is such a range.
-    fn removed_at_large(&mut self, id: SpaceId, range: AddrRange, fork_follows: bool) {
+    fn removed_at_large(&mut self, id: SpaceId, range: AddrRange) {
         let (mut at, end) = (range.start.subpage(), range.end_subpage());
         while let Some((found, entry)) = self.map.next_in(id, at, end) {
             at = SubpageIndex(found.0 + 1);
             if entry.has_bytes() {
-                if fork_follows {
-                    self.bury_subpage(id, found, true);
-                }
                 self.set_entry(id, found, Entry::Nothing);
             }
         }

@@ -572,9 +572,18 @@ impl Kernel {
 
     /// Looks at an event that the pager has just read.
     pub(crate) fn note_read(&mut self, mm: MmId, event: Event, own: bool) {
-        // A subpage that the parent drops between a fork's copy and the fork's message may be either
-        // in the child: the pager cannot tell the order of the two, unless it reads both at once.
+        // A subpage that the parent drops between a fork's copy and the reading of the fork's message may be either
+        // in the child: the two calls overlap.
         let dies = self.knobs.deaths > 0;
+        let uffd = self.mms[mm].uffd;
+        let to_be_read: Vec<MmId> = uffd
+            .iter()
+            .flat_map(|&u| &self.uffds[u].events)
+            .filter_map(|(_, event)| match event {
+                Event::Fork { fd } => Some(self.uffds[*fd as usize].mm),
+                _ => None,
+            })
+            .collect();
         if let (Event::Remove(range), false) = (event, own) {
             let (start, end) = (range.start.0 / 4096, range.end.0 / 4096);
             let unborn: Vec<MmId> = self
@@ -586,7 +595,7 @@ impl Kernel {
                     _ => None,
                 })
                 .collect();
-            for child in unborn {
+            for child in unborn.into_iter().chain(to_be_read) {
                 self.ideals[child].lazy(start, end);
             }
         }

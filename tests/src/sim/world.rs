@@ -316,6 +316,9 @@ impl<'m> Sim<'m> {
             }
             if ring.lost && ring.is_quiet() && ring.done.is_empty() {
                 self.kernel.rings[mm] = None;
+                // The two come by the same way, in order.
+                self.inputs
+                    .retain(|(_, _, input)| !matches!(input, Input::RingReady(s) if *s == space));
                 return Some(Input::RingLost(space));
             }
             if !ring.done.is_empty() && self.kernel.rng.percent(60) {

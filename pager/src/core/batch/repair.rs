@@ -7,7 +7,7 @@ use crate::core::{Advice, Core, Op, Outcome, StopReason};
 use crate::store::api::PageStore;
 
 /// So often in one page's repair may something be gone again before it is made dirty.
-const REFUSALS: u32 = 64;
+const REFUSALS: u32 = 8;
 
 /// The repair of one page: what the process has put in the place of an offered page, or what it is not
 /// certain of whether it was dropped, becomes dirty again.

@@ -348,7 +348,7 @@ impl<S: PageStore> Core<'_, S> {
     /// Nothing of a predecessor is outstanding: its batch can be finished, and the ring is ours.
     pub(in crate::core) fn ring_quiet(&mut self, id: SpaceId, requests: Option<u32>) {
         if let Some(s) = self.space(id) {
-            s.ring = Ring::Ready;
+            s.ring = requests.map_or(Ring::Absent, |_| Ring::Ready);
             s.requests = requests.unwrap_or(0);
         }
         let Some(mut b) = self.space(id).and_then(|s| s.batch.take()) else {
