@@ -82,6 +82,8 @@ struct Orphan {
     uffd: i32,
     /// Of a fork's child whose message was read in this pager's life.
     parent: Option<SpaceId>,
+    /// The number of the descriptor that a fork's child has of what its parent keeps; -1 without one.
+    kept: i32,
     /// It had a process, which ended or started another program, and whose memory lives on.
     bereaved: bool,
     /// Nothing is left of the ring in that process. Before, a successor has to find things as they were.
@@ -99,6 +101,7 @@ impl Orphan {
             space,
             uffd,
             parent: None,
+            kept: -1,
             bereaved: false,
             ring_gone: true,
             wants_ring: false,
@@ -855,13 +858,7 @@ impl Watch {
                 parent,
                 space,
                 uffd,
-            } => {
-                self.orphans.push(Orphan {
-                    parent: Some(parent),
-                    ..Orphan::child(space, uffd)
-                });
-                self.next_match_ns = 0;
-            }
+            } => self.child_of(parent, space, uffd),
             Errand::PartsLost(space) => {
                 let pid = self.spaces.get(&space).map(|s| s.0);
                 if let Some(parts) = pid.and_then(parts) {
@@ -876,6 +873,42 @@ impl Watch {
                 target,
             } => self.closed(space, detached, target),
             Errand::Drop(parts) => drop(parts),
+        }
+    }
+
+    /// A fork's message has been read. A successor may read it again, of a child that it adopted.
+    fn child_of(&mut self, parent: SpaceId, space: SpaceId, uffd: i32) {
+        // Now: when the child's process is found, the parent may have ended or been let go of.
+        let kept = self.kept_in(parent);
+        if let Some(&(_, uffd)) = self.spaces.get(&space) {
+            if let Some(r) = self.control.record(uffd).filter(|r| r.inherited < 0) {
+                let inherited = kept;
+                self.control.put_record(&Record { inherited, ..r });
+            }
+        } else if let Some(o) = self.orphans.iter_mut().find(|o| o.space == space) {
+            o.parent = Some(parent);
+            o.kept = kept;
+        } else {
+            self.orphans.push(Orphan {
+                parent: Some(parent),
+                kept,
+                ..Orphan::child(space, uffd)
+            });
+        }
+        self.next_match_ns = 0;
+    }
+
+    /// The descriptor that a process keeps of its userfaultfd, which a fork's child has as well.
+    fn kept_in(&self, space: SpaceId) -> i32 {
+        let orphan = self.orphans.iter().find(|o| o.space == space);
+        let uffd = self.spaces.get(&space).map(|s| s.1);
+        let record = uffd
+            .or(orphan.map(|o| o.uffd))
+            .and_then(|uffd| self.control.record(uffd));
+        match record {
+            Some(r) => r.keeper.max(r.inherited),
+            // A child itself, whose process is not found yet.
+            None => orphan.map_or(-1, |o| o.kept),
         }
     }
 
@@ -951,6 +984,10 @@ impl Watch {
         let uffd = target.uffd.as_raw_fd();
         // Its members, if it had more than one, are watched again.
         self.orphans.retain(|o| o.space != space);
+        // Its number may be another's soon.
+        for o in &mut self.orphans {
+            o.parent = o.parent.filter(|&parent| parent != space);
+        }
         self.ringless.remove(&space);
         let record = self.control.record(uffd);
         if let Some((pid, _)) = self.spaces.remove(&space) {
@@ -1112,17 +1149,13 @@ impl Watch {
         let (Some(p), Ok(pidfd)) = (parts(pid), PidFd::open(pid)) else {
             return false;
         };
-        // What the parent keeps is open in a child as well.
-        let parent = o.parent.and_then(|p| self.spaces.get(&p)).copied();
-        let kept = parent
-            .and_then(|(_, uffd)| self.control.record(uffd))
-            .map_or(-1, |r| r.keeper.max(r.inherited));
         let record = Record {
             uffd: o.uffd,
             pid,
             pidfd: table::leave(pidfd.into_owned()),
             keeper: -1,
-            inherited: kept,
+            // What the parent keeps is open in a child as well.
+            inherited: o.kept,
             ring: -1,
             params: [0; 15],
             clear_tid: 0,
@@ -1139,6 +1172,7 @@ impl Watch {
             parts: p,
         });
         // What the fork left out of the child is nothing of the child's, whatever stands there later.
+        let parent = o.parent.and_then(|p| self.spaces.get(&p));
         let parent = parent.map(|p| p.0).filter(|&parent| parent != pid);
         for range in parent.map_or_else(Vec::new, scan::left_out_of_forks) {
             let space = o.space;
