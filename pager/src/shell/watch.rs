@@ -619,6 +619,12 @@ impl Watch {
                 bereaved.push((space, pid));
             }
         }
+        // What was refused starts another program as well, which may be taken at once.
+        for (&pid, m) in &mut self.members {
+            if m.attempts.have_failed() {
+                m.attempts.are_at(procfs::image(pid).unwrap_or(0));
+            }
+        }
         for (space, pid) in bereaved {
             if let Some(m) = self.members.get_mut(&pid) {
                 m.space = None;
@@ -664,6 +670,7 @@ impl Watch {
         let Some(m) = self.members.get_mut(&pid) else {
             return;
         };
+        m.attempts.are_at(procfs::image(pid).unwrap_or(0));
         let now = clock::monotonic_ns();
         if m.attempts.fail(now, now - started, refusal.is_passing) {
             self.left_alone(&refusal.why);
