@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -111,6 +112,11 @@ fn holo(arguments: &[&str]) -> Command {
 
 /// What a command wrote, once nobody holds its streams any more; a daemon that does is a failure, not a hang.
 fn to_the_end(command: &mut Command) -> Output {
+    to_the_end_after(command, |_| ())
+}
+
+/// The same of one that runs until something has been done or seen.
+fn to_the_end_after(command: &mut Command, before: impl FnOnce(&mut Child)) -> Output {
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -127,6 +133,7 @@ fn to_the_end(command: &mut Command) -> Output {
     };
     let stdout = read(Box::new(child.stdout.take().unwrap()));
     let stderr = read(Box::new(child.stderr.take().unwrap()));
+    before(&mut child);
     let end = |stream: mpsc::Receiver<Vec<u8>>| {
         stream
             .recv_timeout(PATIENCE)
@@ -147,6 +154,17 @@ fn text(bytes: &[u8]) -> String {
 fn status(pid: &str) -> serde_json::Value {
     let said = holo(&["status", pid, "--json"]).output().unwrap();
     serde_json::from_slice(&said.stdout).unwrap_or_else(|_| panic!("{}", text(&said.stderr)))
+}
+
+/// Whether a pager knows the process: of a fork's child, whether that is found.
+fn is_known(pid: &str) -> bool {
+    let said = holo(&["status", pid]).output().unwrap();
+    said.status.success()
+}
+
+/// Whether so many are left alone, of a command whose pager may not answer yet.
+fn leaves_alone(pid: &str, count: u64) -> bool {
+    is_known(pid) && status(pid)["processes_left_alone"] == count
 }
 
 fn wait_until(what: &str, mut seen: impl FnMut() -> bool) {
@@ -184,11 +202,76 @@ fn those_in(folder: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Messages of holo in the system's log, the kernel's or the log daemon's, about one process.
+struct Log {
+    about: String,
+    /// In the place of the log daemon, where there is no log of the kernel.
+    daemon: Option<UnixDatagram>,
+    /// Messages of the kernel's log that have been seen: it keeps those of earlier processes with the same number.
+    seen: usize,
+}
+
+impl Log {
+    const KERNEL: &str = "/dev/kmsg";
+    const DAEMON: &str = "/dev/log";
+
+    fn open(about: &str) -> Self {
+        let daemon = (!Path::new(Self::KERNEL).exists()).then(|| {
+            let daemon = UnixDatagram::bind(Self::DAEMON).expect(
+                "without /dev/kmsg the messages go to the log daemon, whose place this test has to take",
+            );
+            daemon.set_nonblocking(true).unwrap();
+            daemon
+        });
+        let about = about.to_owned();
+        let mut log = Self {
+            about,
+            daemon,
+            seen: 0,
+        };
+        log.new_messages();
+        log
+    }
+
+    fn new_messages(&mut self) -> Vec<String> {
+        let lines: Vec<String> = match &self.daemon {
+            Some(daemon) => {
+                let mut bytes = [0; 4096];
+                let messages =
+                    std::iter::from_fn(|| daemon.recv(&mut bytes).ok().map(|n| text(&bytes[..n])));
+                messages.collect()
+            }
+            None => {
+                let said = Command::new("dmesg").output().unwrap();
+                assert!(said.status.success(), "{}", text(&said.stderr));
+                text(&said.stdout).lines().map(str::to_owned).collect()
+            }
+        };
+        let ours = |line: &String| line.contains("holo: ") && line.contains(&self.about);
+        let messages: Vec<String> = lines.into_iter().filter(ours).collect();
+        if self.daemon.is_some() {
+            return messages;
+        }
+        let new = messages.iter().skip(self.seen).cloned().collect();
+        self.seen = messages.len();
+        new
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if self.daemon.is_some() {
+            let _ = fs::remove_file(Self::DAEMON);
+        }
+    }
+}
+
 #[test]
 fn an_attach_lets_go_of_streams_and_folder() {
     let folder = Folder::new("streams");
     let mut filler = Filler::start(64131);
     let pid = filler.pid.clone();
+    let mut log = Log::open(&format!("process {pid} "));
     let said = to_the_end(holo(&["attach", &pid, "--local-memory", "16M"]).current_dir(&folder.0));
     assert!(said.status.success(), "{}", text(&said.stderr));
     assert!(text(&said.stdout).contains(&pid));
@@ -197,12 +280,14 @@ fn an_attach_lets_go_of_streams_and_folder() {
     // What it has to say from now on is in the system's log.
     filler.limit_threads("1");
     filler.fill(48);
-    wait_until("it is said", || status(&pid)["processes_left_alone"] == 1);
-    let log = text(&Command::new("dmesg").output().unwrap().stdout);
-    let said: Vec<_> = log
-        .lines()
-        .filter(|l| l.contains("holo: ") && l.contains(&format!("process {pid} ")))
-        .collect();
+    wait_until("it is left alone", || {
+        status(&pid)["processes_left_alone"] == 1
+    });
+    let mut said = Vec::new();
+    wait_until("it is said", || {
+        said.extend(log.new_messages());
+        !said.is_empty()
+    });
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(
         said[0].contains(&format!("prlimit --pid {pid} --nproc")),
@@ -230,7 +315,11 @@ fn what_was_refused_a_ring_gets_one_when_it_may() {
         status(&pid)["processes_left_alone"] == 1
     });
     // A file is kept for messages.
-    let said = fs::read_to_string(&messages).unwrap();
+    let mut said = String::new();
+    wait_until("it is said", || {
+        said = fs::read_to_string(&messages).unwrap();
+        said.ends_with('\n')
+    });
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(
         said.contains("is not limited") && said.contains("--nproc"),
@@ -276,7 +365,9 @@ fn a_detach_leaves_nothing_in_a_child_either() {
     };
     attach(&pid);
     let child = filler.fork();
-    wait_until("the child is served", || status(&pid)["processes"] == 2);
+    wait_until("the child is served", || {
+        is_known(&child) && status(&pid)["processes"] == 2
+    });
     assert!(holo(&["detach", &pid]).output().unwrap().status.success());
     let none = Vec::<PathBuf>::new();
     assert_eq!(
@@ -293,26 +384,30 @@ fn a_detach_leaves_nothing_in_a_child_either() {
 fn what_cannot_be_paged_is_said_once_and_does_not_count_as_fitting() {
     let folder = Folder::new("alone");
     let report = folder.0.join("report.json");
-    // Three of them, each with a userfaultfd of its own, fill memory when all have one.
+    // Three of them, each with a userfaultfd of its own, fill memory when all have one, and keep it until they are told.
     let one = "import ctypes, os, sys, time\n\
                assert ctypes.CDLL(None).syscall(323, 1) >= 0\n\
                open(f'{sys.argv[1]}/{os.getpid()}', 'w')\n\
                while len(os.listdir(sys.argv[1])) < 3: time.sleep(0.01)\n\
                b = bytearray(b'x') * (96 << 20)\n\
-               time.sleep(1)";
+               while len(os.listdir(sys.argv[1])) < 4: time.sleep(0.01)";
     let meeting = folder.0.join("meeting");
     fs::create_dir(&meeting).unwrap();
     let script = "for i in 1 2 3; do python3 -c \"$0\" \"$1\" & done; wait";
-    let said = Command::new(env!("CARGO_BIN_EXE_holo-exec"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holo-exec"));
+    command
         .args([
             "--local-memory",
             "64M",
             "--report",
             report.to_str().unwrap(),
         ])
-        .args(["--", "sh", "-c", script, one, meeting.to_str().unwrap()])
-        .output()
-        .unwrap();
+        .args(["--", "sh", "-c", script, one, meeting.to_str().unwrap()]);
+    let said = to_the_end_after(&mut command, |child| {
+        let pid = child.id().to_string();
+        wait_until("all are left alone", || leaves_alone(&pid, 3));
+        fs::write(meeting.join("end"), "").unwrap();
+    });
     assert_eq!(said.status.code(), Some(0));
     let error = text(&said.stderr);
     let about: Vec<_> = error
@@ -345,12 +440,18 @@ fn where_io_uring_is_off_it_is_said() {
     let restore = Restore(setting, fs::read_to_string(setting).unwrap());
     fs::write(setting, "1").unwrap();
     let refused = to_the_end(&mut holo(&["attach", &filler.pid, "--local-memory", "16M"]));
-    let ran = to_the_end(
-        Command::new(env!("CARGO_BIN_EXE_holo-exec"))
-            .args(["--local-memory", "16M", "--", "setpriv", "--clear-groups"])
-            .args(["--reuid=64133", "--regid=64133", "/usr/bin/python3", "-c"])
-            .arg("b = bytearray(b'x') * (48 << 20); print(len(b))"),
-    );
+    // It keeps its memory until its input ends.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holo-exec"));
+    command
+        .args(["--local-memory", "16M", "--", "setpriv", "--clear-groups"])
+        .args(["--reuid=64133", "--regid=64133", "/usr/bin/python3", "-c"])
+        .arg("import sys; b = bytearray(b'x') * (48 << 20); print(len(b)); sys.stdin.read()")
+        .stdin(Stdio::piped());
+    let ran = to_the_end_after(&mut command, |child| {
+        let pid = child.id().to_string();
+        wait_until("it is left alone", || leaves_alone(&pid, 1));
+        drop(child.stdin.take());
+    });
     drop(restore);
     assert_eq!(refused.status.code(), Some(1));
     let error = text(&refused.stderr);

@@ -113,9 +113,13 @@ fn a_process_is_attached_paged_shown_and_detached() {
         number(&r, "resident_bytes") <= 17 << 20
     });
     checks(&mut child);
-    let r = json(&told(&["status", &pid, "--json"]));
+    // The counts are published after the work that they count.
+    let mut r = serde_json::Value::Null;
+    await_that("every fault is answered", || {
+        r = json(&told(&["status", &pid, "--json"]));
+        number(&r, "faults_waiting") == 0
+    });
     assert!(number(&r, "resident_bytes") > 4 << 20, "{r}");
-    assert_eq!(number(&r, "faults_waiting"), 0, "{r}");
     assert!(number(&r, "bytes_refaulted") > 0, "{r}");
     assert!(number(&r, "attach_stop_us_max") > 0, "{r}");
     assert!(r["exit_code"].is_null(), "{r}");
@@ -243,9 +247,10 @@ fn the_cpu_time_is_that_of_all_of_holos_processes() {
         .filter(|(name, _)| name != "holo-pager")
         .map(|&(_, pid)| pid)
         .collect();
-    // What they do not note at once is microseconds.
-    let slack_s = 0.000_5;
-    assert!(cpu_s(&others) > 2.0 * slack_s, "{}", cpu_s(&others));
+    // What they do not note at once is little, and less than what they take to attach.
+    let of_others = cpu_s(&others);
+    assert!(of_others > 0.0);
+    let slack_s = (of_others / 2.0).min(0.005);
     let used = cpu_s(&all.iter().map(|&(_, pid)| pid).collect::<Vec<_>>());
     let r = json(&told(&["status", &pid, "--json"]));
     let counted = r["holo_cpu_s"].as_f64().unwrap();

@@ -19,7 +19,9 @@ def job():
     while line := sys.stdin.readline():
         say("read", line.strip())
         if line == "wait\n":
-            time.sleep(0.3)  # for the shell to take the terminal
+            # A read that has begun in the foreground goes on when the shell takes the terminal.
+            while os.tcgetpgrp(0) == os.getpgrp():
+                time.sleep(0.01)
     say("end of input")
 
 class Shell:

@@ -60,15 +60,32 @@ impl From<AttachError> for Refusal {
     }
 }
 
-/// Failed attempts at one process.
+/// Failed attempts at one program in a process.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
+    /// Of the program, as [`procfs::image`](crate::sys::procfs::image) tells; 0 while nothing has failed.
+    image: u64,
     failed: u32,
     next_ns: u64,
     counted: bool,
 }
 
 impl Attempts {
+    /// What the process runs now; 0 if that is not known. Another program begins anew, and counts anew.
+    pub(crate) fn are_at(&mut self, image: u64) {
+        if image != 0 && image != self.image {
+            *self = Self {
+                image,
+                ..Self::default()
+            };
+        }
+    }
+
+    /// Whether there were any.
+    pub(crate) fn have_failed(&self) -> bool {
+        self.failed > 0
+    }
+
     /// Whether it is time for another one.
     pub(crate) fn is_due(&self, now_ns: u64) -> bool {
         now_ns >= self.next_ns
@@ -135,6 +152,21 @@ mod tests {
         let mut attempts = Attempts::default();
         assert!(attempts.fail(0, 0, false));
         assert!(!attempts.fail(0, 0, false));
+    }
+
+    #[test]
+    fn another_program_begins_anew() {
+        let mut attempts = Attempts::default();
+        attempts.are_at(7);
+        assert!(attempts.fail(0, 0, false) && !attempts.is_due(0));
+        for same in [7, 0] {
+            attempts.are_at(same);
+            assert!(attempts.have_failed() && !attempts.is_due(0));
+            assert!(!attempts.fail(0, 0, false));
+        }
+        attempts.are_at(8);
+        assert!(!attempts.have_failed() && attempts.is_due(0));
+        assert!(attempts.fail(0, 0, false));
     }
 
     #[test]

@@ -80,8 +80,8 @@ struct Member {
 struct Orphan {
     space: SpaceId,
     uffd: i32,
-    /// Of a fork's child whose message was read in this pager's life.
-    parent: Option<SpaceId>,
+    /// The number of the descriptor that a fork's child has of what its parent keeps; -1 without one.
+    kept: i32,
     /// It had a process, which ended or started another program, and whose memory lives on.
     bereaved: bool,
     /// Nothing is left of the ring in that process. Before, a successor has to find things as they were.
@@ -98,7 +98,7 @@ impl Orphan {
         Self {
             space,
             uffd,
-            parent: None,
+            kept: -1,
             bereaved: false,
             ring_gone: true,
             wants_ring: false,
@@ -616,6 +616,12 @@ impl Watch {
                 bereaved.push((space, pid));
             }
         }
+        // What was refused starts another program as well, which may be taken at once.
+        for (&pid, m) in &mut self.members {
+            if m.attempts.have_failed() {
+                m.attempts.are_at(procfs::image(pid).unwrap_or(0));
+            }
+        }
         for (space, pid) in bereaved {
             if let Some(m) = self.members.get_mut(&pid) {
                 m.space = None;
@@ -661,6 +667,7 @@ impl Watch {
         let Some(m) = self.members.get_mut(&pid) else {
             return;
         };
+        m.attempts.are_at(procfs::image(pid).unwrap_or(0));
         let now = clock::monotonic_ns();
         if m.attempts.fail(now, now - started, refusal.is_passing) {
             self.left_alone(&refusal.why);
@@ -855,13 +862,7 @@ impl Watch {
                 parent,
                 space,
                 uffd,
-            } => {
-                self.orphans.push(Orphan {
-                    parent: Some(parent),
-                    ..Orphan::child(space, uffd)
-                });
-                self.next_match_ns = 0;
-            }
+            } => self.child_of(parent, space, uffd),
             Errand::PartsLost(space) => {
                 let pid = self.spaces.get(&space).map(|s| s.0);
                 if let Some(parts) = pid.and_then(parts) {
@@ -876,6 +877,40 @@ impl Watch {
                 target,
             } => self.closed(space, detached, target),
             Errand::Drop(parts) => drop(parts),
+        }
+    }
+
+    /// A fork's message has been read. A successor may read it again, of a child that it adopted.
+    fn child_of(&mut self, parent: SpaceId, space: SpaceId, uffd: i32) {
+        // Now: when the child's process is found, the parent may have ended or been let go of.
+        let kept = self.kept_in(parent);
+        if let Some(&(_, uffd)) = self.spaces.get(&space) {
+            if let Some(r) = self.control.record(uffd).filter(|r| r.inherited < 0) {
+                let inherited = kept;
+                self.control.put_record(&Record { inherited, ..r });
+            }
+        } else if let Some(o) = self.orphans.iter_mut().find(|o| o.space == space) {
+            o.kept = kept;
+        } else {
+            self.orphans.push(Orphan {
+                kept,
+                ..Orphan::child(space, uffd)
+            });
+        }
+        self.next_match_ns = 0;
+    }
+
+    /// The descriptor that a process keeps of its userfaultfd, which a fork's child has as well.
+    fn kept_in(&self, space: SpaceId) -> i32 {
+        let orphan = self.orphans.iter().find(|o| o.space == space);
+        let uffd = self.spaces.get(&space).map(|s| s.1);
+        let record = uffd
+            .or(orphan.map(|o| o.uffd))
+            .and_then(|uffd| self.control.record(uffd));
+        match record {
+            Some(r) => r.keeper.max(r.inherited),
+            // A child itself, whose process is not found yet.
+            None => orphan.map_or(-1, |o| o.kept),
         }
     }
 
@@ -1112,17 +1147,13 @@ impl Watch {
         let (Some(p), Ok(pidfd)) = (parts(pid), PidFd::open(pid)) else {
             return false;
         };
-        // What the parent keeps is open in a child as well.
-        let parent = o.parent.and_then(|p| self.spaces.get(&p)).copied();
-        let kept = parent
-            .and_then(|(_, uffd)| self.control.record(uffd))
-            .map_or(-1, |r| r.keeper.max(r.inherited));
         let record = Record {
             uffd: o.uffd,
             pid,
             pidfd: table::leave(pidfd.into_owned()),
             keeper: -1,
-            inherited: kept,
+            // What the parent keeps is open in a child as well.
+            inherited: o.kept,
             ring: -1,
             params: [0; 15],
             clear_tid: 0,

@@ -313,10 +313,9 @@ impl ThreadGroup {
             "/sys/fs/cgroup/unified",
         ];
         let group = tops.iter().find_map(|top| {
-            let group = Self {
-                folder: Path::new(top).join(&name),
-            };
-            std::fs::create_dir(&group.folder).ok()?;
+            let folder = Path::new(top).join(&name);
+            std::fs::create_dir(&folder).ok()?;
+            let group = Self { folder };
             group.folder.join("pids.max").exists().then_some(group)
         })?;
         let target = Target::sleeper();
@@ -332,7 +331,10 @@ impl Drop for ThreadGroup {
     fn drop(&mut self) {
         // A process that was killed leaves it in a moment.
         let since = Instant::now();
-        while std::fs::remove_dir(&self.folder).is_err() && since.elapsed() < PATIENCE {
+        while let Err(e) = std::fs::remove_dir(&self.folder) {
+            if e.kind() == std::io::ErrorKind::NotFound || since.elapsed() >= PATIENCE {
+                return;
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
