@@ -68,7 +68,7 @@ pub enum Action {
         /// Memory that it may keep in RAM: 512M, 2G, 25% (of this machine's).
         #[arg(long, value_name = "SIZE")]
         local_memory: Size,
-        /// Write a JSON report to FILE when it ends or is detached.
+        /// Write a JSON report to FILE, no pipe or terminal, when it ends or is detached.
         #[arg(long, value_name = "FILE")]
         report: Option<PathBuf>,
         /// Print the report so far as JSON when it is held.

@@ -1,7 +1,9 @@
 //! `holo attach`, `holo detach`, `holo status`.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
@@ -18,7 +20,7 @@ use crate::size::{self, Size};
 /// In words for the user; the process goes on as if nothing had happened.
 pub fn attach(pid: i32, local_memory: Size, report: Option<&Path>) -> anyhow::Result<Report> {
     let ram = size::ram_bytes().context("cannot read this machine's memory size")?;
-    let file = report.map(open_report).transpose()?;
+    let file = report.map(open_lasting_report).transpose()?;
     let settings = Settings {
         local_memory_bytes: local_memory.bytes(ram),
         store_limit_bytes: store_limit_bytes()?,
@@ -30,6 +32,28 @@ pub fn attach(pid: i32, local_memory: Size, report: Option<&Path>) -> anyhow::Re
     // The guardian waits for the pager.
     let _ = Inherited::take();
     Ok(Session::start(&settings)?.report(None))
+}
+
+/// Opens a report that the pager writes when the command line is long gone. What somebody has to read may be full then,
+/// which would hold the pager and every detach; and who reads it to its end would wait for that detach.
+fn open_lasting_report(path: &Path) -> anyhow::Result<File> {
+    let refuse = || -> anyhow::Result<File> {
+        bail!(
+            "cannot write the report to {}, a pipe, socket or terminal: choose a file with --report FILE, or `holo \
+             detach --json`",
+            path.display()
+        )
+    };
+    // Before it is opened: that waits for the reader of a pipe. One that does not exist is made.
+    let kind = std::fs::metadata(path).map(|m| m.file_type());
+    if kind.is_ok_and(|kind| kind.is_fifo() || kind.is_socket()) {
+        return refuse();
+    }
+    let file = open_report(path)?;
+    if file.is_terminal() {
+        return refuse();
+    }
+    Ok(file)
 }
 
 fn ask(pid: i32, what: &str) -> anyhow::Result<Report> {

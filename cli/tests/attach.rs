@@ -10,8 +10,8 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// How long a test waits for anything before it fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for anything before it fails: less than its suite has (tests/manifest.toml), so that it is named.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Fills so many MiB for each number that it reads, forks for 0, and looks at all of it again at the end of its input.
 const FILLER: &str = "import os, sys, time\nkept = []\nparent = os.getpid()\nprint('ready', flush=True)\n\

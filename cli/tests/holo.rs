@@ -200,6 +200,23 @@ fn a_report_that_cannot_be_written_is_said() {
     assert!(text(&said.stderr).contains("/no/such/folder"));
 }
 
+#[test]
+fn an_attach_reports_to_nothing_that_somebody_has_to_read() {
+    let folder = Folder::new("pipe");
+    let child = program("1");
+    let pipe = folder.file("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    // Nobody opens the first one for reading; the second one is read here.
+    for report in [pipe.to_str().unwrap(), "/dev/stdout"] {
+        let pid = child.pid().to_string();
+        let error = refused(&["attach", &pid, "--local-memory", "16M", "--report", report]);
+        assert!(error.contains(report), "{error}");
+        assert!(error.contains("holo detach --json"), "{error}");
+        assert!(refused(&["status", &pid]).contains("is not held by holo"));
+    }
+}
+
 /// CPU seconds of processes, by their clocks.
 fn cpu_s(pids: &[i32]) -> f64 {
     let list = pids.iter().map(|p| format!("{p},")).collect::<String>();
@@ -300,7 +317,11 @@ fn what_is_left_alone_is_counted_over_all_processes() {
     });
     let id = child.pid().to_string();
     let locked = || json(&told(&["status", &id, "--json"]))["pages_left_alone"]["locked"].as_u64();
-    await_that("a look at the locked memory", || locked() >= Some(128));
+    // That it is locked is found out when it is to leave: the rest is used until that comes to it.
+    await_that("a look at the locked memory", || {
+        checks(&mut child);
+        locked() >= Some(128)
+    });
     // Each is looked at once a second.
     std::thread::sleep(std::time::Duration::from_millis(1500));
     drop(child.0.stdin.take());

@@ -112,9 +112,10 @@ pub(crate) fn line_of(child: &mut Child) -> String {
     line
 }
 
-/// Waits until it is so; fails, saying `what`, when that takes too long.
+/// Waits until it is so; fails, saying `what`, when that takes too long: before the time of the suite is over
+/// (tests/manifest.toml).
 pub(crate) fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(10);
     while !is_so() {
         assert!(Instant::now() < until, "{what}: waited for in vain");
         std::thread::sleep(Duration::from_millis(5));
