@@ -237,20 +237,24 @@ fn limited(uid: u32, limits: &[&str]) -> Target {
     target
 }
 
+/// Neither before it is touched nor in the attempt can it have a ring, and nothing is left of that.
+fn has_no_free_thread(target: &Target) {
+    let pid = target.pid;
+    let before = (target.descriptors(), target.maps());
+    let error = make_ring(pid, 8).unwrap_err();
+    assert_eq!(error, AttachError::LimitNproc { pid });
+    target.wait_until("the maker has ended", |t| {
+        t.proc("status").contains("Threads:\t1\n")
+    });
+    assert_eq!(refused(pid), AttachError::LimitNproc { pid });
+    assert_eq!((target.descriptors(), target.maps()), before);
+}
+
 #[test]
 fn a_user_without_a_free_thread() {
     // The ring needs two for a moment: its own, and the one that makes it.
     for limit in [1, 2] {
-        let target = limited(64123, &[&format!("--nproc={limit}:{limit}")]);
-        let pid = target.pid;
-        let before = (target.descriptors(), target.maps());
-        let error = make_ring(pid, 8).unwrap_err();
-        assert_eq!(error, AttachError::LimitNproc { pid });
-        target.wait_until("the maker has ended", |t| {
-            t.proc("status").contains("Threads:\t1\n")
-        });
-        assert_eq!(refused(pid), AttachError::LimitNproc { pid });
-        assert_eq!((target.descriptors(), target.maps()), before);
+        has_no_free_thread(&limited(64123, &[&format!("--nproc={limit}:{limit}")]));
     }
     let target = limited(64123, &["--nproc=3:3"]);
     preflight(target.pid).unwrap();
@@ -264,18 +268,9 @@ fn a_user_without_a_free_thread() {
 
 #[test]
 fn a_cgroup_without_a_free_thread() {
-    let Some((group, target)) = ThreadGroup::with_sleeper(2) else {
-        return; // nothing counts threads on this machine
-    };
-    let pid = target.pid;
-    let before = (target.descriptors(), target.maps());
-    let error = make_ring(pid, 8).unwrap_err();
-    assert_eq!(error, AttachError::LimitNproc { pid });
-    target.wait_until("the maker has ended", |t| {
-        t.proc("status").contains("Threads:\t1\n")
-    });
-    assert_eq!(refused(pid), AttachError::LimitNproc { pid });
-    assert_eq!((target.descriptors(), target.maps()), before);
+    let made = ThreadGroup::with_sleeper(2);
+    let (group, target) = made.expect("a control group that counts threads (controller pids)");
+    has_no_free_thread(&target);
     drop((target, group));
 }
 
