@@ -319,6 +319,9 @@ impl<S: PageStore> Core<'_, S> {
         }
         self.doubt(id, new);
         self.rebury(id, from, new);
+        if let Some(s) = self.space(id) {
+            s.unsettled.moves.push((new, from));
+        }
         for &part in &rest {
             self.doubt(id, part);
             self.doubt_move(id, part, to.offset(part.start.0 - from.0));

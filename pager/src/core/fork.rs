@@ -242,7 +242,9 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     /// Something moved to a place that had become free: a child forked before that still has it at its old
-    /// place. What lies behind the new place, up to where it had become free, may be its growth.
+    /// place. What lies behind the new place, up to where it had become free, may be its growth. That the child was
+    /// forked before is told by what it has at the place from which this moved; and where that was heard of first
+    /// which came to that place later, by what it has where that came from.
     pub(super) fn rebury(&mut self, id: SpaceId, from: Addr, new: AddrRange) {
         let Some(s) = self.space_ref(id) else { return };
         let free_to = s
@@ -250,12 +252,21 @@ impl<S: PageStore> Core<'_, S> {
             .changed
             .around(new.start)
             .map_or(new.end, |r| r.end.max(new.end));
+        let unsettled = &self.spaces[usize::from(id.0)];
+        let later = |at: Addr| {
+            let s = unsettled.as_ref()?;
+            Some(s.unsettled.origin(at)?.subpage())
+        };
         for g in self.graves.iter_mut().filter(|g| g.space == id) {
             let at = g.at.start();
-            if new.contains(at) {
-                g.witness = from.offset(at.0 - new.start.0).subpage();
-            } else if at >= new.end && at < free_to {
-                g.witness = from.subpage();
+            if new.contains(at) || at >= new.end && at < free_to {
+                let origin = from.offset(if new.contains(at) {
+                    at.0 - new.start.0
+                } else {
+                    0
+                });
+                g.witness = origin.subpage();
+                g.witness_too = later(origin);
             } else if new.contains(g.witness.start()) {
                 let old = from.offset(g.witness.start().0 - new.start.0);
                 g.witness_too = Some(old.subpage());

@@ -43,12 +43,14 @@
 
 mod adopt;
 mod batch;
+mod budget;
 mod crash;
 mod event;
 mod events;
 mod fault;
 mod fork;
 mod frames;
+mod input;
 mod journal;
 mod map;
 mod note;
@@ -56,7 +58,9 @@ mod op;
 mod orphans;
 mod policy;
 mod ranges;
+mod recover;
 mod restore;
+mod schedule;
 mod space;
 mod stats;
 mod unsettled;
@@ -64,13 +68,13 @@ mod words;
 
 use std::collections::VecDeque;
 
-use holo_proto::{AddrRange, PAGE_BYTES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex};
+use holo_proto::{AddrRange, PAGE_BYTES, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
 use crate::store::api::{PageStore, Ticket};
 use fault::{Fault, Install};
 use frames::Frames;
 use note::Notes;
-use space::{Life, Ring, Space, Unproved};
+use space::{Life, Space};
 
 pub use crash::CrashPoint;
 pub use event::{EVENT_WORDS, Event};
@@ -207,88 +211,6 @@ impl<'m, S: PageStore> Core<'m, S> {
     pub fn create(memory: Memory<'m>, store: S, config: Config) -> Result<Self, MapError> {
         let map = Map::create(memory.map)?;
         Ok(Self::with_map(map, memory, store, config))
-    }
-
-    /// A successor's core: checks the map, finds the spaces and rebuilds what was not written down. The
-    /// shell then says what the kernel has registered ([`Input::Registered`]) and when each ring is quiet.
-    /// `store` gets the live locations and recovers from them.
-    ///
-    /// # Errors
-    /// The map is damaged, or the store refuses: the processes must be stopped.
-    pub fn recover<E: From<MapError>>(
-        memory: Memory<'m>,
-        config: Config,
-        store: impl FnOnce(&[crate::store::api::Location]) -> Result<S, E>,
-    ) -> Result<Self, E> {
-        let mut map = Map::recover(memory.map)?;
-        let unfinished: Vec<_> = map
-            .spaces()
-            .filter(|&s| map.state(s) == SlotState::Building)
-            .collect();
-        for s in unfinished {
-            map.end_space(s, |_| ());
-        }
-        let mut live = Vec::new();
-        let mut staged = Vec::new();
-        map.for_each_everywhere(|_, _, e| match e {
-            Entry::Stored(l) => live.push(l),
-            Entry::Staged(f, _) => staged.push(f),
-            Entry::Nothing | Entry::Dropping(_) => {}
-        });
-        let store = store(&live)?;
-        let mut core = Self::with_map(map, memory, store, config);
-        for f in staged {
-            core.frames.hold(f);
-            core.add_orphan(f);
-        }
-        let spaces: Vec<_> = core.map.spaces().collect();
-        for id in spaces {
-            let known = core.map.fork_seq(id).is_none();
-            let mut space = Box::new(Space::new(id, known, core.tracked_pages));
-            // A removal that the predecessor read may still be on its way: nothing that is marked so is
-            // evicted before a quiesce of our own. So none that the predecessor saw counts.
-            let mut first = None;
-            core.map
-                .for_each_in(id, AddrRange::new(0, u64::MAX), |_, e| {
-                    if let Entry::Dropping(n) = e {
-                        first = Some(first.map_or(n, |m: u64| m.min(n)));
-                    }
-                });
-            space.quiesce_count = first.unwrap_or(0);
-            if core.notes.has_large_drop(id) {
-                let all = AddrRange::new(0, USER_END.0);
-                space.drops.add(all, space.quiesce_count);
-            }
-            space.unsettled.left = core.notes.left(id);
-            space.unproved = Some(Unproved::default());
-            let all = AddrRange {
-                start: USER_END,
-                end: holo_proto::Addr(u64::MAX),
-            };
-            core.map.for_each_in(id, all, |at, _| {
-                let start = holo_proto::Addr(at.start().0 & !USER_END.0);
-                let end = start.offset(SUBPAGE_BYTES);
-                space.unsettled.displaced.add(AddrRange { start, end });
-            });
-            // What stayed is made dirty; what has gone comes back once.
-            for page in core.notes.offered(id) {
-                space.restore.push(page.range(), Nanos(0));
-            }
-            if core.notes.pages(id) > 0 {
-                space.batch = Some(batch::Batch::recovered(&core.notes, id));
-            }
-            space.ring = Ring::Inherited;
-            core.spaces[usize::from(id.0)] = Some(space);
-            core.stats.spaces += 1;
-            if core.map.state(id) == SlotState::Doomed {
-                core.stop(id, StopReason::TooLarge);
-            }
-        }
-        core.apply_journal();
-        for id in core.map.spaces().collect::<Vec<_>>() {
-            core.wake_all(id);
-        }
-        Ok(core)
     }
 
     fn with_map(map: Map<'m>, memory: Memory<'m>, store: S, config: Config) -> Self {
@@ -510,101 +432,6 @@ impl<'m, S: PageStore> Core<'m, S> {
         }
     }
 
-    /// Takes an input.
-    pub fn handle(&mut self, now: Nanos, input: Input) {
-        self.now = now;
-        match input {
-            Input::Readable(id) => {
-                if let Some(s) = self.space(id) {
-                    s.drain = true;
-                }
-            }
-            Input::RingDone { space, tag, result } => self.ring_done(space, tag, result),
-            Input::RingQuiet { space, requests } => self.ring_quiet(space, requests),
-            Input::RingReady(id) => {
-                if let Some(s) = self.space(id) {
-                    s.ring = Ring::Ready;
-                    s.requests = 0;
-                }
-                self.unhold();
-            }
-            Input::RingRefused(id) => {
-                if let Some(s) = self.space(id) {
-                    s.ring = Ring::Refused;
-                }
-                self.unhold();
-            }
-            Input::RingLost(id) => {
-                self.notes.forget_last(id);
-                if let Some(s) = self.space(id) {
-                    // Asked for again when it is needed.
-                    s.ring = Ring::Absent;
-                    s.restore.ring_lost();
-                }
-                self.unhold();
-            }
-            Input::Store(done) => self.store_done(done),
-            Input::Adopt { space, range } => {
-                if let Some(s) = self.space(space) {
-                    if s.life == Life::Serving
-                        && s.adopt.len() < s.adopt.capacity()
-                        && !s.adopt.contains(&range)
-                    {
-                        s.adopt.push_back(range);
-                    }
-                }
-            }
-            Input::Registered { space, range } => {
-                if let Some(s) = self.space(space) {
-                    if s.regions.around(range.start) != Some(range) {
-                        s.regions.add(range);
-                        s.hearsay.add(range);
-                        self.errands.push_back(Op::Wake { space, range });
-                    }
-                }
-            }
-            Input::Never { space, range } => self.never(space, range),
-            Input::Known(id) => {
-                if let Some(s) = self.space(id) {
-                    s.told = true;
-                }
-            }
-            Input::Wiped { space, range } => {
-                if let Some(s) = self.space(space).filter(|s| !s.known) {
-                    s.wiped.push(range);
-                }
-            }
-            Input::Quiesced { space, count } => {
-                if let Some(s) = self.space(space) {
-                    s.quiesce_count = s.quiesce_count.max(count);
-                    s.quiesce_asked = false;
-                    let awaited = s.drops.quiesced(s.quiesce_count);
-                    self.notes.set_large_drop(space, awaited);
-                }
-            }
-            Input::Measured { space, bytes } => {
-                if let Some(s) = self.space(space) {
-                    s.usage_bytes = bytes;
-                }
-                self.note_peak();
-            }
-            Input::Budget { bytes } => {
-                self.budget_bytes = bytes;
-                self.unhold();
-            }
-            Input::Detach(id) => self.begin_detach(id),
-            // It may be late, and about another process that had this number: the descriptor tells.
-            Input::Exited(id) => {
-                if self.space_ref(id).is_some() {
-                    let start = EVERYWHERE.start;
-                    let end = start.offset(SUBPAGE_BYTES);
-                    let range = AddrRange { start, end };
-                    self.errands.push_back(Op::Unprotect { space: id, range });
-                }
-            }
-        }
-    }
-
     fn note_peak(&mut self) {
         self.stats.usage_peak_bytes = self.stats.usage_peak_bytes.max(self.usage_bytes());
     }
@@ -669,133 +496,6 @@ impl<'m, S: PageStore> Core<'m, S> {
         self.unhold();
     }
 
-    /// What to do next. Each [`Op`] must be completed before the next call.
-    ///
-    /// # Panics
-    /// If the last operation was not completed.
-    pub fn next(&mut self, now: Nanos) -> Next {
-        assert!(
-            matches!(self.doing, Doing::Nothing),
-            "complete {:?} first",
-            self.doing
-        );
-        self.now = now;
-        if let Some(op) = self.errands.pop_front() {
-            let space = match op {
-                Op::Wake { space, .. } | Op::Kick { space } | Op::Unprotect { space, .. } => {
-                    Some(space)
-                }
-                _ => None,
-            };
-            return self.begin(Doing::Errand(space), op);
-        }
-        if let Some(id) = self.find_space(|s| s.drain && s.life != Life::Over) {
-            self.journal.begin(id);
-            return self.begin(Doing::Events(id), Op::ReadEvents { space: id });
-        }
-        if self
-            .spaces
-            .iter()
-            .flatten()
-            .any(|s| s.retry_at.is_some_and(|t| t <= now))
-        {
-            for s in self.spaces.iter_mut().flatten() {
-                if s.retry_at.is_some_and(|t| t <= now) {
-                    s.retry_at = None;
-                }
-            }
-            self.unhold();
-        }
-        if !self.held.is_empty() && now >= self.held_since.after(RECHECK_NS) {
-            self.held_since = now;
-            self.unhold();
-        }
-        if let Some(op) = self.step_install() {
-            return self.begin(Doing::Install, op);
-        }
-        while let Some(fault) = self.ready.pop_front() {
-            if let Some((doing, op)) = self.serve(fault) {
-                return self.begin(doing, op);
-            }
-            if let Some(op) = self.step_install() {
-                return self.begin(Doing::Install, op);
-            }
-        }
-        if let Some(op) = self.step_orphans() {
-            return self.begin(Doing::Orphan, op);
-        }
-        if let Some((doing, op)) = self.step_spaces() {
-            return self.begin(doing, op);
-        }
-        if let Some(op) = self.errands.pop_front() {
-            return self.begin(Doing::Errand(None), op);
-        }
-        // A step may have released faults: they come before sleep.
-        if !self.ready.is_empty() {
-            return self.next(now);
-        }
-        Next::Idle(self.next_deadline())
-    }
-
-    fn begin(&mut self, doing: Doing, op: Op) -> Next {
-        self.doing = doing;
-        self.asking = match op {
-            Op::Advise { space, .. } => Some(space),
-            _ => None,
-        };
-        Next::Op(op)
-    }
-
-    fn find_space(&self, want: impl Fn(&Space) -> bool) -> Option<SpaceId> {
-        self.spaces.iter().flatten().find(|s| want(s)).map(|s| s.id)
-    }
-
-    fn next_deadline(&self) -> Option<Nanos> {
-        let retry = self.spaces.iter().flatten().filter_map(|s| s.retry_at);
-        let held = (!self.held.is_empty()).then(|| self.held_since.after(RECHECK_NS));
-        let orphans = (!self.orphans.is_empty() && self.orphans_rest_until > self.now)
-            .then_some(self.orphans_rest_until);
-        let rest = self
-            .spaces
-            .iter()
-            .flatten()
-            .filter(|_| self.usage_bytes() > self.high_bytes())
-            .flat_map(|s| [s.rest_until, s.sweep_after])
-            .filter(|&t| t > self.now);
-        retry.chain(held).chain(orphans).chain(rest).min()
-    }
-
-    /// One step of background work: registering, restoring, evicting; spaces take turns.
-    fn step_spaces(&mut self) -> Option<(Doing, Op)> {
-        for k in 0..SPACES {
-            let at = (self.turn + k) % SPACES;
-            let Some(s) = self.spaces[at].as_deref_mut() else {
-                continue;
-            };
-            if s.life == Life::Over || s.blocked(self.now) {
-                continue;
-            }
-            let id = s.id;
-            if s.overflowed && self.held.len() + self.ready.len() < FAULTS / 2 {
-                s.overflowed = false;
-                self.wake_all(id);
-            }
-            let step = self
-                .step_suspects(id)
-                .map(|op| (Doing::Suspect(id), op))
-                .or_else(|| self.step_settle(id).map(|op| (Doing::Settle(id), op)))
-                .or_else(|| self.step_prove(id))
-                .or_else(|| self.step_adopt(id))
-                .or_else(|| self.step_batch(id).map(|op| (Doing::Batch(id), op)))
-                .or_else(|| self.step_restore(id).map(|op| (Doing::Restore(id), op)));
-            if step.is_some() {
-                self.turn = at + 1;
-                return step;
-            }
-        }
-        None
-    }
-
     /// Asks every fault of a space to be raised again, also where nothing is mapped any more: an unmap
     /// or a move wakes nobody who waits there.
     fn wake_all(&mut self, id: SpaceId) {
@@ -808,104 +508,5 @@ impl<'m, S: PageStore> Core<'m, S> {
     /// The kernel says that the address space is gone.
     fn gone(&mut self, id: SpaceId) {
         self.end_space(id, false);
-    }
-
-    /// Takes the outcome of the operation that [`Core::next`] gave.
-    ///
-    /// # Panics
-    /// If none was given.
-    pub fn complete(&mut self, now: Nanos, outcome: Outcome) {
-        self.now = now;
-        let doing = std::mem::replace(&mut self.doing, Doing::Nothing);
-        if let (Some(id), Outcome::Done) = (self.asking.take(), outcome) {
-            if let Some(s) = self.space(id) {
-                s.requests = s.requests.wrapping_add(1);
-            }
-        }
-        match doing {
-            Doing::Nothing => panic!("no operation is in progress"),
-            Doing::Errand(space) => {
-                if let (Some(id), Outcome::Gone) = (space, outcome) {
-                    self.gone(id);
-                }
-            }
-            Doing::Events(id) => self.events_read(id, outcome),
-            Doing::Unprotect(fault) => self.unprotected(fault, outcome),
-            Doing::Zero { fault, subpages } => self.zeroed(fault, subpages, outcome),
-            Doing::Install => self.install_step_done(outcome),
-            Doing::Batch(id) => self.batch_step_done(id, outcome),
-            Doing::Restore(id) => self.restore_step_done(id, outcome),
-            Doing::Settle(id) => match outcome {
-                Outcome::Gone => self.gone(id),
-                Outcome::EventsPending => self.events_pending(id),
-                _ => {
-                    self.progressed(id);
-                    if let Some(s) = self.space(id) {
-                        s.calm = Some(now);
-                    }
-                    // What needs calm comes at once.
-                    self.turn = usize::from(id.0);
-                }
-            },
-            Doing::Suspect(id) => self.suspect_tried(id, outcome),
-            Doing::Prove(id, range) => self.proved(id, range, outcome),
-            Doing::Adopt(id, range) => self.adopted(id, range, outcome),
-            Doing::Orphan => {}
-        }
-    }
-
-    fn events_read(&mut self, id: SpaceId, outcome: Outcome) {
-        let now = self.now;
-        let count = match outcome {
-            Outcome::Events { count, gone } => {
-                self.gone = gone;
-                count
-            }
-            Outcome::Gone => return self.gone(id),
-            _ => 0,
-        };
-        if let Some(s) = self.space(id) {
-            s.drain = count == JOURNAL_SLOTS;
-            if count == 0 && std::mem::take(&mut s.said_pending) {
-                // Nothing to read, yet an ioctl said pending: the waiter was woken and must run first.
-                s.backoff_ns = (s.backoff_ns * 2).clamp(10_000, 500_000);
-                s.retry_at = Some(now.after(s.backoff_ns));
-            }
-        }
-        if count > 0 {
-            self.crash(CrashPoint::EventsRead);
-            self.apply_journal();
-            self.unhold();
-        }
-    }
-
-    // --- the budget -----------------------------------------------------------------------------
-
-    /// Above this eviction begins, bytes.
-    fn high_bytes(&self) -> u64 {
-        let margin = (self.budget_bytes / 32).clamp(4 * PAGE_BYTES, 16 << 20);
-        self.budget_bytes.saturating_sub(margin)
-    }
-
-    /// Down to this it goes on, bytes.
-    fn low_bytes(&self) -> u64 {
-        self.high_bytes()
-            .saturating_sub((self.budget_bytes / 64).clamp(2 * PAGE_BYTES, 8 << 20))
-    }
-
-    /// Whether a fault that needs memory should wait: there is none left in the budget, and waiting
-    /// helps.
-    fn must_wait_for_room(&self, by: SpaceId, page: PageIndex) -> bool {
-        self.usage_bytes() + PAGE_BYTES > self.budget_bytes
-            && !self
-                .space_ref(by)
-                .is_some_and(|s| batch::populates(s, page))
-            && self
-                .spaces
-                .iter()
-                .flatten()
-                // Stopped processes may hold all frames.
-                .filter(|s| s.batch.is_some() || self.frames.free() >= batch::FRAMES_LEAST)
-                .any(|s| batch::can_make_room(s, by, self.small_child_bytes, self.now))
     }
 }

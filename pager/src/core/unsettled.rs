@@ -32,6 +32,8 @@ pub(crate) struct Unsettled {
     pub(crate) changed: Ranges,
     /// New places of moves.
     pub(crate) arrived: Ranges,
+    /// All moves in the order of their messages: where to, and from where.
+    pub(crate) moves: Vec<(AddrRange, Addr)>,
     /// Registered anew where the message that the last occupant has gone was perhaps not read yet.
     pub(crate) reborn: Ranges,
     /// Of these, what nothing was heard of since: believed when all is settled.
@@ -49,6 +51,12 @@ impl Unsettled {
             && self.changed.is_empty()
             && self.reborn.is_empty()
             && self.newborn.is_empty()
+    }
+
+    /// From where that came which was moved to `at`, by the last move that was heard of.
+    pub(crate) fn origin(&self, at: Addr) -> Option<Addr> {
+        let (new, from) = self.moves.iter().rfind(|(new, _)| new.contains(at))?;
+        Some(from.offset(at.0 - new.start.0))
     }
 
     /// Who leaves `range`, as a message says: the parts of whoever is there, and those of who was there before.
@@ -147,6 +155,15 @@ mod tests {
         u.displaced.add(guest);
         u.newcomers.push(guest);
         (u, block, guest)
+    }
+
+    #[test]
+    fn what_moved_twice_to_a_place_came_from_the_last_one() {
+        let mut u = Unsettled::default();
+        let new = AddrRange::new(0x10000, 0x20000);
+        u.moves = vec![(new, Addr(0x50000)), (new, Addr(0x80000))];
+        assert_eq!(u.origin(Addr(0x1f000)), Some(Addr(0x8f000)));
+        assert_eq!(u.origin(new.end), None);
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::sys::{clock, spawn, table};
 const FILL_BYTES_PER_S: u64 = 4 << 30;
 /// Shortest and longest time between two looks, nanoseconds.
 const LOOK_MIN_NS: u64 = 500_000;
-const LOOK_MAX_NS: u64 = 50_000_000;
+const LOOK_MAX_NS: u64 = 100_000_000;
 /// A search for new mappings or children costs at most this share of a CPU: one in so many.
 const SEARCH_SHARE: u64 = 50;
 /// The same while nothing grows or shrinks.
@@ -121,6 +121,7 @@ pub(crate) struct Watch {
     ringless: BTreeMap<SpaceId, Attempts>,
     told: Told,
     limits: Option<Limits>,
+    told_budget: Option<u64>,
     text: Vec<u8>,
     ranges: Vec<AddrRange>,
     next_search_ns: u64,
@@ -155,6 +156,7 @@ impl Watch {
             ringless: BTreeMap::new(),
             told: Told::default(),
             limits: None,
+            told_budget: None,
             text: Vec::with_capacity(1 << 20),
             ranges: Vec::with_capacity(4096),
             next_search_ns: 0,
@@ -250,14 +252,24 @@ impl Watch {
             if self.is_over() {
                 return;
             }
-            let requests: Vec<Request> = self.console.requests().collect();
-            for r in requests {
-                self.answer(r);
+            // Whatever comes first: an errand, a request, the end of a process, the next look.
+            let own = [self.errands.bell.as_raw_fd(), self.console.as_raw_fd()];
+            let ends = self.members.values().map(|m| m.pidfd.as_raw_fd());
+            let fds: Vec<_> = own.into_iter().chain(ends).collect();
+            let patience = if self.errands.is_empty() {
+                self.interval_ns()
+            } else {
+                0
+            };
+            let ready = spawn::poll_readable(&fds, Some(patience));
+            if ready & 1 != 0 {
+                self.errands.bell.heard();
             }
-            self.errands.bell.heard();
-            let fds = [self.errands.bell.as_raw_fd(), self.console.as_raw_fd()];
-            if self.errands.is_empty() {
-                spawn::poll_readable(&fds, Some(self.interval_ns()));
+            if ready & 2 != 0 {
+                let requests: Vec<Request> = self.console.requests().collect();
+                for r in requests {
+                    self.answer(r);
+                }
             }
         }
     }
@@ -510,7 +522,10 @@ impl Watch {
                 .saturating_add(room);
             bytes = bytes.min(u64::try_from(most).unwrap_or(0)).max(1 << 20);
         }
-        self.input(Input::Budget { bytes });
+        if self.told_budget != Some(bytes) {
+            self.told_budget = Some(bytes);
+            self.input(Input::Budget { bytes });
+        }
     }
 
     /// Forgets members that ended.

@@ -1,0 +1,92 @@
+//! Taking over from a core that died: what the memory it left says, and what is in doubt.
+
+use holo_proto::{Addr, AddrRange, SUBPAGE_BYTES};
+
+use super::batch::Batch;
+use super::space::{Ring, Space, Unproved};
+use super::{Config, Core, Entry, Map, MapError, Memory, Nanos, SlotState, StopReason, USER_END};
+use crate::store::api::{Location, PageStore};
+
+impl<'m, S: PageStore> Core<'m, S> {
+    /// A successor's core: checks the map, finds the spaces and rebuilds what was not written down. The
+    /// shell then says what the kernel has registered ([`Input::Registered`]) and when each ring is quiet.
+    /// `store` gets the live locations and recovers from them.
+    ///
+    /// # Errors
+    /// The map is damaged, or the store refuses: the processes must be stopped.
+    pub fn recover<E: From<MapError>>(
+        memory: Memory<'m>,
+        config: Config,
+        store: impl FnOnce(&[Location]) -> Result<S, E>,
+    ) -> Result<Self, E> {
+        let mut map = Map::recover(memory.map)?;
+        let unfinished: Vec<_> = map
+            .spaces()
+            .filter(|&s| map.state(s) == SlotState::Building)
+            .collect();
+        for s in unfinished {
+            map.end_space(s, |_| ());
+        }
+        let mut live = Vec::new();
+        let mut staged = Vec::new();
+        map.for_each_everywhere(|_, _, e| match e {
+            Entry::Stored(l) => live.push(l),
+            Entry::Staged(f, _) => staged.push(f),
+            Entry::Nothing | Entry::Dropping(_) => {}
+        });
+        let store = store(&live)?;
+        let mut core = Self::with_map(map, memory, store, config);
+        for f in staged {
+            core.frames.hold(f);
+            core.add_orphan(f);
+        }
+        let spaces: Vec<_> = core.map.spaces().collect();
+        for id in spaces {
+            let known = core.map.fork_seq(id).is_none();
+            let mut space = Box::new(Space::new(id, known, core.tracked_pages));
+            // A removal that the predecessor read may still be on its way: nothing that is marked so is
+            // evicted before a quiesce of our own. So none that the predecessor saw counts.
+            let mut first = None;
+            core.map
+                .for_each_in(id, AddrRange::new(0, u64::MAX), |_, e| {
+                    if let Entry::Dropping(n) = e {
+                        first = Some(first.map_or(n, |m: u64| m.min(n)));
+                    }
+                });
+            space.quiesce_count = first.unwrap_or(0);
+            if core.notes.has_large_drop(id) {
+                let all = AddrRange::new(0, USER_END.0);
+                space.drops.add(all, space.quiesce_count);
+            }
+            space.unsettled.left = core.notes.left(id);
+            space.unproved = Some(Unproved::default());
+            let all = AddrRange {
+                start: USER_END,
+                end: Addr(u64::MAX),
+            };
+            core.map.for_each_in(id, all, |at, _| {
+                let start = Addr(at.start().0 & !USER_END.0);
+                let end = start.offset(SUBPAGE_BYTES);
+                space.unsettled.displaced.add(AddrRange { start, end });
+            });
+            // What stayed is made dirty; what has gone comes back once.
+            for page in core.notes.offered(id) {
+                space.restore.push(page.range(), Nanos(0));
+            }
+            if core.notes.pages(id) > 0 {
+                space.batch = Some(Batch::recovered(&core.notes, id));
+            }
+            space.ring = Ring::Inherited;
+            core.spaces[usize::from(id.0)] = Some(space);
+            core.stats.spaces += 1;
+            if core.map.state(id) == SlotState::Doomed {
+                core.stop(id, StopReason::TooLarge);
+            }
+        }
+        core.apply_journal();
+        for id in core.map.spaces().collect::<Vec<_>>() {
+            core.wake_all(id);
+        }
+        Ok(core)
+    }
+}
