@@ -317,7 +317,7 @@ fn what_is_left_alone_is_counted_over_all_processes() {
     });
     let id = child.pid().to_string();
     let locked = || json(&told(&["status", &id, "--json"]))["pages_left_alone"]["locked"].as_u64();
-    // That it is locked is found out when it is to leave: the rest is used until that comes to it.
+    // A survey is made when there is pressure: what the two use keeps it up.
     await_that("a look at the locked memory", || {
         checks(&mut child);
         locked() >= Some(128)

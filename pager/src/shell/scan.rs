@@ -48,7 +48,7 @@ impl FileData {
 }
 
 /// The candidates' ranges of a process, in order, into `out`: those whose mapping holds no address of
-/// `never`. Cheap, and blind for flags: a locked mapping is found out when the kernel refuses it.
+/// `never`. Cheap, and blind for flags: a locked mapping is found out by a survey, or when the kernel refuses to evict it.
 pub(crate) fn candidates(
     text: &mut Vec<u8>,
     maps: &ProcMaps,
@@ -132,8 +132,14 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
         if d.flags.has(VmFlags::WIPE_ON_FORK) {
             s.wiped.push(m.range);
         }
+        // Also where it was locked after it was registered: the kernel evicts none of it.
+        let is_locked = d.flags.has(VmFlags::LOCKED);
+        if is_locked {
+            s.left.locked += pages;
+        }
         if d.flags.has(VmFlags::UFFD_MISSING) {
             s.registered.push(m.range);
+            s.left_bytes += if is_locked { d.anonymous_bytes } else { 0 };
             continue;
         }
         let is_odd = [
@@ -146,8 +152,8 @@ pub(crate) fn survey(pid: i32, never: &[Addr]) -> std::io::Result<Survey> {
         ]
         .iter()
         .any(|&flag| d.flags.has(flag));
-        if d.flags.has(VmFlags::LOCKED) {
-            s.left.locked += pages;
+        if is_locked {
+            // Counted.
         } else if m.shared {
             s.left.shared += pages;
         } else if m.inode != 0 {
@@ -213,6 +219,22 @@ mod tests {
         assert_eq!(next_event(&uffd), Event::Unmap(range));
         assert_eq!(target.finish().cast_unsigned(), range.start.0);
         assert_eq!(found(&target), (true, false));
+    }
+
+    #[test]
+    fn what_is_locked_counts_as_left_alone_also_where_it_is_registered() {
+        let mut target = Target::start();
+        let range = target.map(64);
+        target.fill(range, 1);
+        let uffd = target.uffd();
+        uffd.register(range).unwrap();
+        let before = survey(target.pid, &[]).unwrap();
+        target.begin_syscall(libc::SYS_mlock, [range.start.0, range.len(), 0, 0, 0]);
+        assert_eq!(target.finish(), 0);
+        let after = survey(target.pid, &[]).unwrap();
+        assert!(after.registered.contains(&range));
+        assert_eq!(after.left.locked, before.left.locked + 64 / 16);
+        assert_eq!(after.left_bytes, before.left_bytes + range.len());
     }
 
     #[test]

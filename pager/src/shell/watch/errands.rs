@@ -1,0 +1,145 @@
+//! What the serving thread passes on, because it would take too long there.
+
+use holo_proto::SpaceId;
+
+use super::Watch;
+use super::taking::parts;
+use crate::core::{Input, StopReason};
+use crate::shell::guardian::Ask;
+use crate::shell::live::{Command, Errand, Target};
+use crate::shell::refusals::Refusal;
+use crate::shell::{family, report};
+use crate::sys::{clock, procfs, table};
+
+impl Watch {
+    pub(super) fn carry_out(&mut self, errand: Errand) {
+        match errand {
+            Errand::Added { space, pid } => self.added(space, pid),
+            Errand::Refused { pid, target } => self.refused(pid, &target),
+            Errand::NeedRing(space) => self.make_ring(space),
+            Errand::NeedQuiesce { space, count } => {
+                // Not now: a count of zero changes nothing but lets the core ask again.
+                let count = if self.quiesce(space) { count } else { 0 };
+                self.input(Input::Quiesced { space, count });
+            }
+            Errand::Child {
+                parent,
+                space,
+                uffd,
+            } => self.child_of(parent, space, uffd),
+            Errand::PartsLost(space) => {
+                let pid = self.spaces.get(&space).map(|s| s.0);
+                if let Some(parts) = pid.and_then(parts) {
+                    self.tell(Command::Parts { space, parts });
+                }
+            }
+            Errand::RingGone { space, ring } => self.ring_gone(space, ring),
+            Errand::Stop { space, why } => self.stopped(space, why),
+            Errand::Closed {
+                space,
+                detached,
+                target,
+            } => self.closed(space, detached, target),
+            Errand::Drop(parts) => drop(parts),
+        }
+    }
+
+    /// A process that was taken is served.
+    fn added(&mut self, space: SpaceId, pid: i32) {
+        let record = self.control.records().find(|r| r.pid == pid);
+        let uffd = record.map_or(-1, |r| r.uffd);
+        self.spaces.insert(space, (pid, uffd));
+        if let Some(m) = self.members.get_mut(&pid) {
+            m.space = Some(space);
+            m.taking = false;
+            let never = m.never.clone();
+            for at in never {
+                let range = at.page().range();
+                self.input(Input::Never { space, range });
+            }
+        } else {
+            // It ended meanwhile.
+            self.bereaved(space);
+        }
+        if self.is_detaching() {
+            // Asked for between the stop and now, when no space was there to be told.
+            self.input(Input::Detach(space));
+        } else {
+            self.find_mappings(clock::monotonic_ns());
+        }
+    }
+
+    /// A process that was taken is one too many.
+    fn refused(&mut self, pid: i32, target: &Target) {
+        if let Some(m) = self.members.get_mut(&pid) {
+            m.taking = false;
+        }
+        let now = clock::monotonic_ns();
+        self.not_taken(pid, now, &Refusal::too_many(pid));
+        let number = target.uffd.as_raw_fd();
+        table::unclaim(number);
+        if let Some(r) = self.control.record(number) {
+            // Nothing of it is registered yet.
+            let keeper = r.keeper;
+            let _ = self.line.ask(Ask::DropKeeper { pid, keeper });
+            table::close(r.pidfd);
+        }
+        self.control.drop_record(number);
+    }
+
+    /// Stops every thread that runs on the memory of a space for an instant.
+    fn quiesce(&mut self, space: SpaceId) -> bool {
+        let Some(&(pid, _)) = self.spaces.get(&space) else {
+            return false;
+        };
+        self.find_children();
+        let mut all: Vec<i32> = self.members.keys().copied().collect();
+        all.retain(|&other| other == pid || procfs::share_memory(pid, other));
+        all.into_iter()
+            .all(|pid| self.line.ask(Ask::Quiesce { pid }).is_ok())
+    }
+
+    pub(super) fn stopped(&mut self, space: SpaceId, why: StopReason) {
+        let Some(&(pid, _)) = self.spaces.get(&space) else {
+            if let Some(o) = self.orphan(space) {
+                o.stopped = Some(why);
+            }
+            return;
+        };
+        if let Some(m) = self.members.get(&pid) {
+            let _ = m.pidfd.send_signal(libc::SIGKILL);
+        }
+        self.message(&format!("process {pid}: {}", report::explain(why)));
+    }
+
+    fn closed(&mut self, space: SpaceId, detached: bool, target: Box<Target>) {
+        let uffd = target.uffd.as_raw_fd();
+        // Its members, if it had more than one, are watched again.
+        self.orphans.retain(|o| o.space != space);
+        self.ringless.remove(&space);
+        let record = self.control.record(uffd);
+        if let Some((pid, _)) = self.spaces.remove(&space) {
+            if detached {
+                family::let_go(&target.uffd, pid);
+                let keeper = record.map_or(-1, |r| r.keeper.max(r.inherited));
+                if keeper >= 0 {
+                    let _ = self.line.ask(Ask::DropKeeper { pid, keeper });
+                }
+                self.members.remove(&pid);
+            } else if let Some(m) = self.members.get_mut(&pid) {
+                // It may have started another program: that one is watched again.
+                m.space = None;
+            }
+        }
+        self.control.drop_record(uffd);
+        if let Some(r) = record {
+            table::close(r.pidfd);
+        }
+        let ring = record.map_or(-1, |r| r.ring);
+        table::unclaim(uffd);
+        if ring >= 0 {
+            table::unclaim(ring);
+        }
+        drop(target);
+    }
+}

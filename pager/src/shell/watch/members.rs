@@ -1,0 +1,180 @@
+//! The processes of the tree, taken or not: which ones there are, which of them have ended or started another program,
+//! and which run on another one's memory.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use holo_proto::{Addr, LeftAlone, SpaceId};
+
+use super::Watch;
+use super::orphans::memory_is_gone;
+use crate::core::Input;
+use crate::shell::control::{Record, Scalar};
+use crate::shell::family;
+use crate::shell::limits::Limits;
+use crate::shell::refusals::Attempts;
+use crate::sys::advise::PidFd;
+use crate::sys::maps::ProcMaps;
+use crate::sys::procfs::{self, Statm};
+
+/// A process of the tree, taken or not.
+pub(super) struct Member {
+    pub(super) statm: Statm,
+    pub(super) pidfd: PidFd,
+    pub(super) space: Option<SpaceId>,
+    pub(super) taking: bool,
+    /// Its memory is another member's as well, and is counted there.
+    pub(super) shares: bool,
+    pub(super) attempts: Attempts,
+    pub(super) anon_bytes: u64,
+    pub(super) left_bytes: u64,
+    /// Never taken, by the last survey.
+    pub(super) left: LeftAlone,
+    /// Shared with fork relatives, as last counted.
+    pub(super) shared_bytes: u64,
+    pub(super) next_count_ns: u64,
+    /// Mappings as last seen, to find new ones.
+    pub(super) seen: BTreeSet<(u64, u64)>,
+    pub(super) maps: ProcMaps,
+    pub(super) never: Vec<Addr>,
+    pub(super) next_survey_ns: u64,
+}
+
+impl Member {
+    fn open(pid: i32) -> io::Result<Self> {
+        Ok(Self {
+            statm: Statm::open(pid)?,
+            pidfd: PidFd::open(pid)?,
+            space: None,
+            taking: false,
+            shares: false,
+            attempts: Attempts::default(),
+            anon_bytes: 0,
+            left_bytes: 0,
+            left: LeftAlone::default(),
+            shared_bytes: 0,
+            next_count_ns: 0,
+            seen: BTreeSet::new(),
+            maps: ProcMaps::open(pid)?,
+            never: Vec::new(),
+            next_survey_ns: 0,
+        })
+    }
+
+    /// Taken, or about to be.
+    pub(super) fn is_held(&self) -> bool {
+        self.space.is_some() || self.taking
+    }
+
+    /// What the kernel writes at the end of a thread is never taken.
+    pub(super) fn spare_clear_tid(&mut self, r: &Record) {
+        self.never
+            .extend((r.clear_tid != 0).then_some(Addr(r.clear_tid)));
+    }
+}
+
+impl Watch {
+    pub(super) fn add_member(&mut self, pid: i32) {
+        if self.members.contains_key(&pid) || self.is_ours(pid) {
+            return;
+        }
+        if let Ok(m) = Member::open(pid) {
+            if self.limits.is_none() {
+                self.limits = Limits::of(pid);
+            }
+            self.members.insert(pid, m);
+        }
+    }
+
+    /// Whether this is one of holo's own processes, which may descend from the one that was attached: a pager that
+    /// waits for its own pages waits for ever.
+    pub(super) fn is_ours(&self, pid: i32) -> bool {
+        [
+            Scalar::PagerPid,
+            Scalar::GuardianPid,
+            Scalar::WardenPid,
+            Scalar::StarterPid,
+        ]
+        .iter()
+        .any(|&s| self.control.pid(s) == pid)
+    }
+
+    /// Forgets members that ended.
+    pub(super) fn bury(&mut self) {
+        let dead: Vec<i32> = self
+            .members
+            .iter()
+            .filter(|(_, m)| m.pidfd.has_exited())
+            .map(|(&pid, _)| pid)
+            .collect();
+        for pid in dead {
+            if let Some(m) = self.members.remove(&pid) {
+                // Children that are not found yet would be lost with their parent.
+                self.pace.tree_at_once();
+                if let Some(space) = m.space {
+                    self.bereaved(space);
+                }
+            }
+        }
+    }
+
+    pub(super) fn find_children(&mut self) {
+        let mut roots: Vec<i32> = self.members.keys().copied().collect();
+        // A member that ended left its children to whoever started it all.
+        let parent = self.control.pid(Scalar::GuardianPid);
+        roots.retain(|&p| p != parent);
+        for pid in family::descendants(roots.into_iter()) {
+            self.add_member(pid);
+        }
+        self.note_shared();
+    }
+
+    /// Finds members that run on another member's memory (`CLONE_VM`, vfork).
+    fn note_shared(&mut self) {
+        let held: Vec<i32> = self
+            .members
+            .iter()
+            .filter(|(_, m)| m.is_held())
+            .map(|(&pid, _)| pid)
+            .collect();
+        for (&pid, m) in &mut self.members {
+            m.shares = !m.is_held() && held.iter().any(|&h| procfs::share_memory(h, pid));
+        }
+    }
+
+    /// Whether `pid` runs on the memory of a process that is held already.
+    pub(super) fn is_held_by_another(&self, pid: i32) -> bool {
+        self.members
+            .iter()
+            .any(|(&other, m)| other != pid && m.is_held() && procfs::share_memory(other, pid))
+    }
+
+    /// Notices processes that started another program: their address space ended, or lives on in another
+    /// process.
+    pub(super) fn find_ended(&mut self) {
+        let mut bereaved = Vec::new();
+        for (&space, &(pid, uffd)) in &self.spaces {
+            if memory_is_gone(uffd) {
+                self.input(Input::Exited(space));
+                continue;
+            }
+            let held = self.control.record(uffd).map_or(0, |r| r.image);
+            let now = procfs::image(pid).unwrap_or(0);
+            if held != 0 && now != 0 && held != now {
+                bereaved.push((space, pid));
+            }
+        }
+        // What was refused starts another program as well, which may be taken at once.
+        for (&pid, m) in &mut self.members {
+            if m.attempts.have_failed() {
+                m.attempts.are_at(procfs::image(pid).unwrap_or(0));
+            }
+        }
+        for (space, pid) in bereaved {
+            if let Some(m) = self.members.get_mut(&pid) {
+                m.space = None;
+            }
+            self.bereaved(space);
+        }
+    }
+}
