@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use holo_proto::{Addr, AddrRange, LeftAlone, SpaceId};
 
 use super::orphans::memory_is_gone;
-use super::pace;
 use super::{Watch, timed};
 use crate::core::{Input, StopReason};
 use crate::shell::control::Scalar;
@@ -62,7 +61,7 @@ impl Watch {
                     .map(|&(start, end)| (space, start, end)),
             );
             m.seen = ranges;
-            if now < m.next_survey_ns {
+            if !self.pace.survey_is_due(m.surveyed, now) {
                 continue;
             }
             let ((), cost) = timed(|| {
@@ -80,7 +79,7 @@ impl Watch {
                 );
                 m.left = survey.left;
             });
-            m.next_survey_ns = pace::next_survey_ns(now, cost);
+            m.surveyed = Some((now, cost));
         }
         let any = !found.is_empty();
         // First of all, before anything fills further.

@@ -37,7 +37,8 @@ pub(super) struct Member {
     pub(super) seen: BTreeSet<(u64, u64)>,
     pub(super) maps: ProcMaps,
     pub(super) never: Vec<Addr>,
-    pub(super) next_survey_ns: u64,
+    /// When it was surveyed last, and what that cost, nanoseconds.
+    pub(super) surveyed: Option<(u64, u64)>,
 }
 
 impl Member {
@@ -57,7 +58,7 @@ impl Member {
             seen: BTreeSet::new(),
             maps: ProcMaps::open(pid)?,
             never: Vec::new(),
-            next_survey_ns: 0,
+            surveyed: None,
         })
     }
 

@@ -12,7 +12,7 @@ pub(super) const START_NS: u64 = 2_000_000;
 /// A search for new mappings or children costs at most this share of a CPU: one in so many.
 const SEARCH_SHARE: u64 = 50;
 /// The same while nothing grows or shrinks.
-const SEARCH_SHARE_QUIET: u64 = 8 * SEARCH_SHARE;
+const SEARCH_SHARE_QUIET: u64 = 20 * SEARCH_SHARE;
 /// After so many looks at which nothing had changed it is quiet.
 const QUIET_LOOKS: u32 = 20;
 /// The same while a tree that is short of memory grows: new mappings fill up unseen until they are found.
@@ -31,15 +31,12 @@ const COUNT_NS: u64 = 20_000_000;
 pub(super) const MATCH_NS: u64 = 1_000_000;
 /// Least time between two full surveys (smaps walks all page tables), nanoseconds.
 const SURVEY_NS: u64 = 1_000_000_000;
+/// The same while nothing grows or shrinks.
+const SURVEY_QUIET_NS: u64 = 5 * SURVEY_NS;
 
 /// When what is shared is counted again, after a count at `now` that took so long.
 pub(super) fn next_count_ns(now: u64, cost: u64) -> u64 {
     now + (cost * SEARCH_SHARE).max(COUNT_NS)
-}
-
-/// When a process is surveyed again, after a survey at `now` that took so long.
-pub(super) fn next_survey_ns(now: u64, cost: u64) -> u64 {
-    now + (cost * SEARCH_SHARE).max(SURVEY_NS)
 }
 
 /// When the next of each search is due, and how quiet the tree is, which decides it.
@@ -72,7 +69,7 @@ impl Pace {
     /// Whether what was measured at this look is passed on. While it is quiet now and then all the same: what the
     /// core counts itself may have gone astray.
     pub(super) fn passes_on(&self) -> bool {
-        self.quiet_looks < QUIET_LOOKS || self.quiet_looks.is_multiple_of(QUIET_LOOKS)
+        !self.is_quiet() || self.quiet_looks.is_multiple_of(QUIET_LOOKS)
     }
 
     /// Until the next look: the less room is left of the budget the shorter.
@@ -86,11 +83,25 @@ impl Pace {
 
     /// Of a search that took so long, how many times that passes before the next one.
     fn share(&self) -> u64 {
-        if self.quiet_looks < QUIET_LOOKS {
-            SEARCH_SHARE
-        } else {
+        if self.is_quiet() {
             SEARCH_SHARE_QUIET
+        } else {
+            SEARCH_SHARE
         }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.quiet_looks >= QUIET_LOOKS
+    }
+
+    /// Whether a process is to be surveyed which was surveyed `last`, at that time, at that cost.
+    pub(super) fn survey_is_due(&self, last: Option<(u64, u64)>, now: u64) -> bool {
+        let least = if self.is_quiet() {
+            SURVEY_QUIET_NS
+        } else {
+            SURVEY_NS
+        };
+        last.is_none_or(|(at, cost)| now >= at + (cost * self.share()).max(least))
     }
 
     /// Whether children are to be looked for, and processes that ended.
@@ -247,7 +258,7 @@ mod tests {
 
     #[test]
     fn while_it_is_quiet_a_search_costs_less() {
-        for (looks, share) in [(QUIET_LOOKS - 1, 50), (QUIET_LOOKS, 400)] {
+        for (looks, share) in [(QUIET_LOOKS - 1, 50), (QUIET_LOOKS, 1000)] {
             let mut pace = quiet_for(looks);
             pace.search_took(NOW, MS / 4, false);
             pace.tree_took(NOW, MS / 4);
@@ -296,7 +307,16 @@ mod tests {
     fn counts_and_surveys_are_rare() {
         assert_eq!(next_count_ns(NOW, 0), NOW + COUNT_NS);
         assert_eq!(next_count_ns(NOW, 2 * MS), NOW + 100 * MS);
-        assert_eq!(next_survey_ns(NOW, 2 * MS), NOW + SURVEY_NS);
-        assert_eq!(next_survey_ns(NOW, 60 * MS), NOW + 3000 * MS);
+        for (looks, cost, pause) in [
+            (0, 2 * MS, SURVEY_NS),
+            (0, 60 * MS, 3000 * MS),
+            (QUIET_LOOKS, 2 * MS, SURVEY_QUIET_NS),
+            (QUIET_LOOKS, 60 * MS, 60_000 * MS),
+        ] {
+            let pace = quiet_for(looks);
+            assert!(pace.survey_is_due(None, 0));
+            let last = Some((NOW, cost));
+            assert_due_at(NOW + pause, |now| pace.survey_is_due(last, now));
+        }
     }
 }
