@@ -450,6 +450,32 @@ fn a_detach_leaves_nothing_in_a_small_child_that_sleeps() {
     filler.finish();
 }
 
+/// What it says on standard output; killed, and failed, where that takes too long.
+fn said_in_time(command: &[&str]) -> String {
+    let mut bounded = Command::new("timeout");
+    let limit = format!("{}", PATIENCE.as_secs());
+    bounded.args(["--signal=KILL", &limit]).args(command);
+    let said = bounded.stdin(Stdio::null()).output().unwrap();
+    assert!(
+        said.status.success(),
+        "{command:?}: {} {}",
+        said.status,
+        text(&said.stderr)
+    );
+    text(&said.stdout)
+}
+
+#[test]
+fn a_descendant_may_attach_holo_to_its_ancestor() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/attaches.py");
+    let binary = env!("CARGO_BIN_EXE_holo");
+    assert_eq!(said_in_time(&[PYTHON, script, binary]), "right\n");
+    // The shell waits for holo, which stops it for that.
+    let shell = "\"$0\" attach $$ --local-memory 16M >&2 && \"$0\" status $$ >&2 && \"$0\" detach $$ >&2 && \
+                 echo right";
+    assert_eq!(said_in_time(&["sh", "-c", shell, binary]), "right\n");
+}
+
 #[test]
 fn what_cannot_be_paged_is_said_once_and_does_not_count_as_fitting() {
     let folder = Folder::new("alone");
