@@ -20,6 +20,11 @@ const FILLER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/fills.p
 
 const PYTHON: &str = "/usr/bin/python3";
 
+/// More descriptors than usual, for `prlimit`.
+const LIMIT: &str = "--nofile=4096:4096";
+/// So many are opened then.
+const DESCRIPTORS: &str = "2000";
+
 /// Runs what is added as another user.
 fn as_user(uid: u32) -> Command {
     let mut command = Command::new("setpriv");
@@ -39,6 +44,13 @@ struct Filler {
 impl Filler {
     fn start(uid: u32) -> Self {
         Self::begin(uid, as_user(uid).args([PYTHON, FILLER]))
+    }
+
+    /// With so many descriptors open, which it may have.
+    fn with_descriptors(uid: u32, count: &str) -> Self {
+        let mut command = as_user(uid);
+        command.args(["prlimit", LIMIT, PYTHON, FILLER, count]);
+        Self::begin(uid, &mut command)
     }
 
     fn begin(uid: u32, command: &mut Command) -> Self {
@@ -474,6 +486,69 @@ fn a_descendant_may_attach_holo_to_its_ancestor() {
     let shell = "\"$0\" attach $$ --local-memory 16M >&2 && \"$0\" status $$ >&2 && \"$0\" detach $$ >&2 && \
                  echo right";
     assert_eq!(said_in_time(&["sh", "-c", shell, binary]), "right\n");
+}
+
+/// The descriptors of a held process but for the one that holo keeps there.
+fn without_userfaultfd(pid: &str) -> BTreeMap<PathBuf, PathBuf> {
+    let kept = userfaultfds(pid);
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let mut others = descriptors(pid);
+    others.remove(&kept[0]);
+    others
+}
+
+#[test]
+fn more_than_1024_descriptors_are_no_hindrance_to_an_attach() {
+    let mut filler = Filler::with_descriptors(64136, DESCRIPTORS);
+    let pid = filler.pid.clone();
+    filler.fill(48);
+    let before = descriptors(&pid);
+    assert!(before.len() > 2000, "{}", before.len());
+    let said = to_the_end(&mut holo(&["attach", &pid, "--local-memory", "16M"]));
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    wait_until("it is evicted from", || {
+        status(&pid)["pages_evicted"].as_u64().unwrap() >= 256
+    });
+    assert!(
+        without_userfaultfd(&pid) == before,
+        "the program's own have changed"
+    );
+    let said = to_the_end(&mut holo(&["detach", &pid]));
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    assert!(descriptors(&pid) == before, "some are left or lost");
+    filler.finish();
+}
+
+#[test]
+fn more_than_1024_descriptors_are_no_hindrance_under_holo_exec() {
+    let folder = Folder::new("many");
+    let report = folder.0.join("report.json");
+    // They are open in holo-exec too, and in the command.
+    let inherits = "import os, sys\nfor _ in range(int(sys.argv[1])): os.set_inheritable(os.dup(1), True)\n\
+                    os.execv(sys.argv[2], sys.argv[2:])";
+    let mut command = Command::new("prlimit");
+    command
+        .args([LIMIT, PYTHON, "-c", inherits, DESCRIPTORS])
+        .args([env!("CARGO_BIN_EXE_holo-exec"), "-q", "--report"])
+        .arg(&report)
+        .args(["--local-memory", "16M", "--"]);
+    let mut filler = Filler::begin(0, command.args([PYTHON, FILLER]));
+    let exec = filler.pid.clone();
+    let children = fs::read_to_string(format!("/proc/{exec}/task/{exec}/children")).unwrap();
+    let mut children = children.split_whitespace();
+    let pid = children.find(|pid| descriptors(pid).len() > 2000).unwrap();
+    let before = descriptors(pid);
+    filler.fill(48);
+    wait_until("it is evicted from", || {
+        status(&exec)["pages_evicted"].as_u64().unwrap() >= 256
+    });
+    assert!(
+        without_userfaultfd(pid) == before,
+        "the program's own have changed"
+    );
+    filler.finish();
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!(report["integrity_failures"], 0, "{report}");
 }
 
 #[test]

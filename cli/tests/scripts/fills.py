@@ -1,4 +1,4 @@
-# fills.py: fills so many MiB for each number on its input. "fork" makes a child that
+# fills.py [DESCRIPTORS]: opens so many, and fills so many MiB for each number on its input. "fork" makes a child that
 # writes to all of it and ends with its parent, "nap" one that sleeps until SIGUSR1 and then looks at it. At the end of
 # its input it looks at all of it itself.
 import os, signal, sys, time
@@ -6,6 +6,9 @@ import os, signal, sys, time
 kept = []
 parent = os.getpid()
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+
+for _ in range(int(sys.argv[1]) if sys.argv[1:] else 0):
+    os.dup(1)
 
 def is_right():
     return all(b == bytes(b[:1]) * len(b) for b in kept)
