@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 
 use anyhow::Context as _;
 use holo_pager::core::CrashPoint;
-use holo_pager::shell::{Session, Settings, summary};
+use holo_pager::shell::{Crash, Session, Settings, summary};
 use holo_pager::sys::inherited::Inherited;
 use holo_pager::sys::procfs;
 use holo_pager::sys::signals::{self, Came, Signals};
@@ -32,23 +32,23 @@ pub(crate) fn store_limit_bytes() -> std::io::Result<u64> {
     size::ram_bytes()
 }
 
-/// The crash point that `HOLO_CRASH_AT` names.
+/// How and where the pager is to die, as `HOLO_CRASH_AT` says: for tests.
 ///
 /// # Errors
 /// It names none.
-pub(crate) fn crash_at() -> anyhow::Result<Option<CrashPoint>> {
+pub(crate) fn crash_at() -> anyhow::Result<Option<Crash>> {
     let Some(name) = std::env::var_os("HOLO_CRASH_AT") else {
         return Ok(None);
     };
     let name = name.to_string_lossy();
-    let point = CrashPoint::from_name(&name).with_context(|| {
+    let crash = Crash::parse(&name).with_context(|| {
         let all: Vec<_> = CrashPoint::ALL.iter().map(|p| p.name()).collect();
         format!(
-            "HOLO_CRASH_AT={name} is no crash point; there are: {}",
+            "HOLO_CRASH_AT={name} is no crash point (nor panic: or panics: and one); there are: {}",
             all.join(", ")
         )
     })?;
-    Ok(Some(point))
+    Ok(Some(crash))
 }
 
 /// Opens the report's file, so that a wrong name is known before the command runs.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::UnixDatagram;
@@ -13,20 +14,16 @@ use std::time::{Duration, Instant};
 /// How long a test waits for anything before it fails: less than its suite has (tests/manifest.toml), so that it is named.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Fills so many MiB for each number that it reads, forks for 0, and looks at all of it again at the end of its input.
-const FILLER: &str = "import os, sys, time\nkept = []\nparent = os.getpid()\nprint('ready', flush=True)\n\
-    for line in sys.stdin:\n\
-    \x20   if line == '0\\n':\n\
-    \x20       child = os.fork()\n\
-    \x20       if not child:\n\
-    \x20           for b in kept: b[::4096] = b[::4096]\n\
-    \x20           while os.getppid() == parent: time.sleep(0.05)\n\
-    \x20           os._exit(0)\n\
-    \x20       print(child, flush=True)\n\
-    \x20       continue\n\
-    \x20   kept.append(bytearray(b'%d' % (len(kept) % 10)) * (int(line) << 20))\n\
-    \x20   print('filled', flush=True)\n\
-    print(all(b == bytes(b[:1]) * len(b) for b in kept), flush=True)";
+/// Fills so many MiB for each number that it reads, forks for "fork" and "nap", and looks at all of it again at the
+/// end of its input.
+const FILLER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/fills.py");
+
+const PYTHON: &str = "/usr/bin/python3";
+
+/// More descriptors than usual, for `prlimit`.
+const LIMIT: &str = "--nofile=4096:4096";
+/// So many are opened then.
+const DESCRIPTORS: &str = "2000";
 
 /// Runs what is added as another user.
 fn as_user(uid: u32) -> Command {
@@ -46,8 +43,18 @@ struct Filler {
 
 impl Filler {
     fn start(uid: u32) -> Self {
-        let mut child = as_user(uid)
-            .args(["/usr/bin/python3", "-c", FILLER])
+        Self::begin(uid, as_user(uid).args([PYTHON, FILLER]))
+    }
+
+    /// With so many descriptors open, which it may have.
+    fn with_descriptors(uid: u32, count: &str) -> Self {
+        let mut command = as_user(uid);
+        command.args(["prlimit", LIMIT, PYTHON, FILLER, count]);
+        Self::begin(uid, &mut command)
+    }
+
+    fn begin(uid: u32, command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -78,9 +85,29 @@ impl Filler {
 
     /// Has it fork; the child writes to all of its memory.
     fn fork(&mut self) -> String {
+        self.child_by("fork")
+    }
+
+    /// Has it fork; the child sleeps until [`Filler::wake`].
+    fn nap(&mut self) -> String {
+        self.child_by("nap")
+    }
+
+    fn child_by(&mut self, word: &str) -> String {
         let mut input = self.child.stdin.as_ref().unwrap();
-        writeln!(input, "0").unwrap();
+        writeln!(input, "{word}").unwrap();
         self.line().trim().to_owned()
+    }
+
+    /// A child that sleeps looks at all of its memory, and ends.
+    fn wake(&mut self, child: &str) {
+        let sent = Command::new("kill").args(["-USR1", child]).status();
+        assert!(sent.unwrap().success());
+        assert_eq!(
+            self.line(),
+            "child True\n",
+            "the child's memory is as it was"
+        );
     }
 
     fn limit_threads(&self, most: &str) {
@@ -340,14 +367,20 @@ fn what_was_refused_a_ring_gets_one_when_it_may() {
     assert_eq!(fs::read_to_string(&messages).unwrap(), said, "said once");
 }
 
+/// The descriptors that a process has open, and what they are.
+fn descriptors(pid: &str) -> BTreeMap<PathBuf, PathBuf> {
+    let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    all.map(|entry| entry.unwrap().path())
+        .filter_map(|at| Some((at.clone(), fs::read_link(at).ok()?)))
+        .collect()
+}
+
 /// Numbers of the userfaultfds that a process has open.
 fn userfaultfds(pid: &str) -> Vec<PathBuf> {
-    let all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let is_one = |at: &PathBuf| {
-        fs::read_link(at).is_ok_and(|link| link.to_string_lossy().ends_with("[userfaultfd]"))
-    };
-    all.map(|entry| entry.unwrap().path())
-        .filter(is_one)
+    descriptors(pid)
+        .into_iter()
+        .filter(|(_, link)| link.to_string_lossy().ends_with("[userfaultfd]"))
+        .map(|(at, _)| at)
         .collect()
 }
 
@@ -378,6 +411,144 @@ fn a_detach_leaves_nothing_in_a_child_either() {
     assert!(holo(&["detach", &child]).output().unwrap().status.success());
     Command::new("kill").arg(&child).status().unwrap();
     filler.finish();
+}
+
+/// Marks of holo on mappings, and threads of a ring.
+fn marks_and_ring_threads(pid: &str) -> [usize; 2] {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let is_marked = |line: &&str| {
+        let mut flags = line.split_ascii_whitespace();
+        flags.next() == Some("VmFlags:") && flags.any(|flag| flag == "um" || flag == "uw")
+    };
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of_a_ring = threads.filter(|thread| {
+        let name = fs::read_to_string(thread.as_ref().unwrap().path().join("comm"));
+        name.is_ok_and(|name| name.starts_with("iou-"))
+    });
+    [smaps.lines().filter(is_marked).count(), of_a_ring.count()]
+}
+
+#[test]
+fn a_detach_leaves_nothing_in_a_small_child_that_sleeps() {
+    let mut filler = Filler::start(64135);
+    let pid = filler.pid.clone();
+    filler.fill(48);
+    // The detach finds a child whose process is known, or perhaps not yet.
+    for is_awaited in [true, false] {
+        let said = to_the_end(&mut holo(&["attach", &pid, "--local-memory", "16M"]));
+        assert!(said.status.success(), "{}", text(&said.stderr));
+        wait_until("it is evicted from", || {
+            status(&pid)["pages_evicted"].as_u64().unwrap() >= 256
+        });
+        let child = filler.nap();
+        if is_awaited {
+            wait_until("the child is served", || {
+                is_known(&child) && status(&pid)["processes"] == 2
+            });
+            let [marks, ring_threads] = marks_and_ring_threads(&child);
+            assert!(marks > 0, "the child is registered");
+            assert_eq!(ring_threads, 0, "the child is small");
+        }
+        let said = to_the_end(&mut holo(&["detach", &pid]));
+        assert!(said.status.success(), "{}", text(&said.stderr));
+        for left in [&pid, &child] {
+            assert_eq!(userfaultfds(left), Vec::<PathBuf>::new());
+            assert_eq!(marks_and_ring_threads(left)[0], 0, "mappings are marked");
+            // They end by themselves.
+            wait_until("no ring", || marks_and_ring_threads(left)[1] == 0);
+        }
+        filler.wake(&child);
+    }
+    filler.finish();
+}
+
+/// What it says on standard output; killed, and failed, where that takes too long.
+fn said_in_time(command: &[&str]) -> String {
+    let mut bounded = Command::new("timeout");
+    let limit = format!("{}", PATIENCE.as_secs());
+    bounded.args(["--signal=KILL", &limit]).args(command);
+    let said = bounded.stdin(Stdio::null()).output().unwrap();
+    assert!(
+        said.status.success(),
+        "{command:?}: {} {}",
+        said.status,
+        text(&said.stderr)
+    );
+    text(&said.stdout)
+}
+
+#[test]
+fn a_descendant_may_attach_holo_to_its_ancestor() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/attaches.py");
+    let binary = env!("CARGO_BIN_EXE_holo");
+    assert_eq!(said_in_time(&[PYTHON, script, binary]), "right\n");
+    // The shell waits for holo, which stops it for that.
+    let shell = "\"$0\" attach $$ --local-memory 16M >&2 && \"$0\" status $$ >&2 && \"$0\" detach $$ >&2 && \
+                 echo right";
+    assert_eq!(said_in_time(&["sh", "-c", shell, binary]), "right\n");
+}
+
+/// The descriptors of a held process but for the one that holo keeps there.
+fn without_userfaultfd(pid: &str) -> BTreeMap<PathBuf, PathBuf> {
+    let kept = userfaultfds(pid);
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let mut others = descriptors(pid);
+    others.remove(&kept[0]);
+    others
+}
+
+#[test]
+fn more_than_1024_descriptors_are_no_hindrance_to_an_attach() {
+    let mut filler = Filler::with_descriptors(64136, DESCRIPTORS);
+    let pid = filler.pid.clone();
+    filler.fill(48);
+    let before = descriptors(&pid);
+    assert!(before.len() > 2000, "{}", before.len());
+    let said = to_the_end(&mut holo(&["attach", &pid, "--local-memory", "16M"]));
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    wait_until("it is evicted from", || {
+        status(&pid)["pages_evicted"].as_u64().unwrap() >= 256
+    });
+    assert!(
+        without_userfaultfd(&pid) == before,
+        "the program's own have changed"
+    );
+    let said = to_the_end(&mut holo(&["detach", &pid]));
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    assert!(descriptors(&pid) == before, "some are left or lost");
+    filler.finish();
+}
+
+#[test]
+fn more_than_1024_descriptors_are_no_hindrance_under_holo_exec() {
+    let folder = Folder::new("many");
+    let report = folder.0.join("report.json");
+    // They are open in holo-exec too, and in the command.
+    let inherits = "import os, sys\nfor _ in range(int(sys.argv[1])): os.set_inheritable(os.dup(1), True)\n\
+                    os.execv(sys.argv[2], sys.argv[2:])";
+    let mut command = Command::new("prlimit");
+    command
+        .args([LIMIT, PYTHON, "-c", inherits, DESCRIPTORS])
+        .args([env!("CARGO_BIN_EXE_holo-exec"), "-q", "--report"])
+        .arg(&report)
+        .args(["--local-memory", "16M", "--"]);
+    let mut filler = Filler::begin(0, command.args([PYTHON, FILLER]));
+    let exec = filler.pid.clone();
+    let children = fs::read_to_string(format!("/proc/{exec}/task/{exec}/children")).unwrap();
+    let mut children = children.split_whitespace();
+    let pid = children.find(|pid| descriptors(pid).len() > 2000).unwrap();
+    let before = descriptors(pid);
+    filler.fill(48);
+    wait_until("it is evicted from", || {
+        status(&exec)["pages_evicted"].as_u64().unwrap() >= 256
+    });
+    assert!(
+        without_userfaultfd(pid) == before,
+        "the program's own have changed"
+    );
+    filler.finish();
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!(report["integrity_failures"], 0, "{report}");
 }
 
 #[test]

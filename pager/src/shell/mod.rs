@@ -21,6 +21,7 @@
 
 mod console;
 mod control;
+mod dying;
 mod family;
 mod guardian;
 mod keepers;
@@ -37,15 +38,14 @@ mod watch;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use holo_proto::{PAGE_BYTES, Report, SpaceId};
 
 use crate::core::{
-    Config, Core, CrashPoint, EVENT_WORDS, JOURNAL_SLOTS, JOURNAL_WORDS, Map, MapError, Memory,
-    NOTE_WORDS, SlotState, Words,
+    Config, Core, EVENT_WORDS, JOURNAL_SLOTS, JOURNAL_WORDS, Map, MapError, Memory, NOTE_WORDS,
+    SlotState, Words,
 };
 use crate::store::EmbeddedStore;
 use crate::store::api::StoreError;
@@ -61,6 +61,7 @@ use serve::LiveCore;
 use watch::Watch;
 
 pub use console::request;
+pub use dying::Crash;
 pub use report::{progress, summary};
 
 /// Descriptors that the pager may need: a dozen for each process that is held, and its own.
@@ -73,9 +74,6 @@ const LARGE_DROP_BYTES: u64 = 8 << 20;
 const MAP_WORDS: u64 = 1 << 30;
 /// How long a new pager waits for its dead predecessor to be wholly gone.
 const PREDECESSOR_NS: u64 = 5_000_000_000;
-
-static CRASH_AT: AtomicU64 = AtomicU64::new(0);
-static CRASHED: AtomicBool = AtomicBool::new(false);
 
 /// What a session is started with.
 #[derive(Clone, Debug)]
@@ -91,8 +89,8 @@ pub struct Settings {
     pub messages_fd: i32,
     /// Where the report goes at the end: a descriptor number of this process, kept open by the session.
     pub report_fd: Option<i32>,
-    /// Die at this point once (`HOLO_CRASH_AT`).
-    pub crash_at: Option<CrashPoint>,
+    /// Where the pager dies (`HOLO_CRASH_AT`).
+    pub crash_at: Option<Crash>,
 }
 
 /// A running guardian and pager, as the command line that started them sees it.
@@ -288,14 +286,6 @@ fn guardian_main(control: Control, settings: &Settings, answer: OwnedFd) -> i32 
     post.begin()
 }
 
-fn crash(point: CrashPoint) {
-    if CRASH_AT.load(Ordering::Relaxed) == point as u64 + 1
-        && !CRASHED.swap(true, Ordering::Relaxed)
-    {
-        spawn::die();
-    }
-}
-
 /// The pager's process: the first one (`dead` is 0), or the successor of one that died.
 fn pager_main(post: &Post, dead: i32) -> i32 {
     let control = post.control;
@@ -313,11 +303,8 @@ fn pager_main(post: &Post, dead: i32) -> i32 {
     // Whoever can be seen is counted.
     spawn::set_name(c"holo-pager");
     spawn::lock_memory();
-    if let (Some(point), 0) = (post.settings.crash_at, control.get(Scalar::Crashed)) {
-        // The successor must live.
-        control.set(Scalar::Crashed, 1);
-        CRASH_AT.store(point as u64 + 1, Ordering::Relaxed);
-    }
+    dying::die_of_panics(control);
+    dying::arm(control, post.settings.crash_at);
     match run_pager(post, first) {
         Ok(()) => {
             control.set(Scalar::Done, 1);
@@ -456,7 +443,7 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         tracked_pages: tracked_pages(settings.local_memory_bytes),
         large_drop_bytes: LARGE_DROP_BYTES,
         small_child_bytes: (settings.local_memory_bytes / 16).min(4 << 20),
-        crash,
+        crash: dying::crash,
     };
     let arena = opened.store;
     let limit = settings.store_limit_bytes;
@@ -502,14 +489,7 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         let commands = Arc::clone(&commands);
         std::thread::Builder::new()
             .name("holo-serve".to_owned())
-            .spawn(move || {
-                let serves = || serve::serve(core, live, &commands, control);
-                if catch_unwind(AssertUnwindSafe(serves)).is_err() {
-                    // What it was in the middle of a successor can take up; a process that only looks alive cannot.
-                    control.add(Scalar::Panics, 1);
-                    spawn::die();
-                }
-            })
+            .spawn(move || serve::serve(core, live, &commands, control))
             .map_err(system("cannot start the serving thread"))?
     };
     for (space, uffd, away) in recovered {

@@ -382,6 +382,9 @@ fn in_a_stop<T: Send + 'static>(
                         Lost::ThirtyTwoBit => AttachError::ThirtyTwoBit { pid },
                         Lost::Denied => return Err(process::why_denied(pid)),
                         Lost::Abandoned => return Err(process::why_busy(pid, what)),
+                        Lost::NoDescriptor(errno) => {
+                            return Err(AttachError::kernel(pid, "open (in holo)", errno));
+                        }
                         Lost::Ptrace(errno) => {
                             return Err(AttachError::kernel(pid, "ptrace", errno));
                         }

@@ -71,6 +71,8 @@ pub(super) enum Lost {
     ThirtyTwoBit,
     /// The caller's time was up.
     Abandoned,
+    /// We may open nothing more, with the errno.
+    NoDescriptor(Errno),
     /// A ptrace request failed that cannot fail on a stopped thread.
     Ptrace(Errno),
 }
@@ -186,7 +188,7 @@ impl Stopped {
         // Only now: until it stopped it may have started another program, with other memory.
         let path = format!("/proc/{}/task/{tid}/mem", plan.pid);
         let mem = OpenOptions::new().read(true).write(true).open(path);
-        let mem = TargetMem::from_owned(OwnedFd::from(mem.map_err(|_| Lost::Gone)?));
+        let mem = TargetMem::from_owned(OwnedFd::from(mem.map_err(no_room)?));
         let mut there = [0; AROUND_BYTES];
         let read = mem
             .read(plan.syscall.at, &mut there)
@@ -440,6 +442,8 @@ impl Stopped {
     /// instruction of the program, needs no stack, blocks all signals, and ends when it is dropped.
     pub(super) fn spawn(&mut self) -> Result<Result<Self, Errno>, Lost> {
         let options = ptrace::TRACE_SYSCALL_GOOD | ptrace::EXIT_KILL | self.filter_option;
+        // First: a thread that was made and cannot be let go of takes its process with it when we end.
+        let mem = self.mem.as_fd().try_clone_to_owned().map_err(no_room)?;
         self.request(ptrace::set_options(self.tid, options | ptrace::TRACE_CLONE))?;
         if let Err(errno) = self.call(libc::SYS_clone, &[SPAWN_FLAGS])? {
             return Ok(Err(errno));
@@ -450,10 +454,9 @@ impl Stopped {
             Some(Stop::Gone) | None => return Err(Lost::Gone),
             Some(Stop::Trap | Stop::Syscall | Stop::Cloned | Stop::Signal(_)) => {}
         }
-        let mem = self.mem.as_fd().try_clone_to_owned();
         Ok(Ok(Self {
             tid,
-            mem: TargetMem::from_owned(mem.map_err(|_| Lost::Ptrace(libc::EMFILE))?),
+            mem: TargetMem::from_owned(mem),
             syscall_at: self.syscall_at,
             saved: self.saved,
             mask: u64::MAX,
@@ -560,6 +563,14 @@ pub(super) fn stop_at_trap(tid: i32, mut patience: impl FnMut() -> bool) -> Resu
                 ptrace::resume(tid, signal).map_err(lost)?;
             }
         }
+    }
+}
+
+/// What it means that a thread's memory cannot be opened.
+fn no_room(error: std::io::Error) -> Lost {
+    match error.raw_os_error() {
+        Some(errno @ (libc::EMFILE | libc::ENFILE)) => Lost::NoDescriptor(errno),
+        _ => Lost::Gone,
     }
 }
 

@@ -51,7 +51,9 @@ pub fn quiesce(pid: i32) -> Result<u64, AttachError> {
         Ok(Err(lost)) => Err(match lost {
             Lost::Gone => AttachError::Exiting { pid },
             Lost::Denied => process::why_denied(pid),
-            Lost::Ptrace(errno) => AttachError::kernel(pid, "ptrace", errno),
+            Lost::Ptrace(errno) | Lost::NoDescriptor(errno) => {
+                AttachError::kernel(pid, "ptrace", errno)
+            }
             Lost::DidNotStop | Lost::Abandoned | Lost::ThirtyTwoBit => process::why_busy(pid, WHAT),
         }),
         Err(NoAnswer::TimeUp) => Err(process::why_busy(pid, WHAT)),

@@ -224,6 +224,27 @@ fn a_program_without_a_free_descriptor() {
     assert!(before.contains_key(&hold.keeper_fd));
 }
 
+#[test]
+fn where_holo_itself_has_no_free_descriptor() {
+    let target = Target::sleeper();
+    let pid = target.pid;
+    let before = (target.descriptors(), target.maps());
+    // With each one more it comes a step further; what was begun is undone.
+    let is_enough = |&free: &usize| {
+        let made = without::descriptors(free, move || make_ring(pid, 8).map(drop));
+        if let Err(error) = &made {
+            println!("with {free}: {error}");
+        }
+        target.wait_until("nothing is left in it", |t| {
+            (t.descriptors(), t.maps()) == before && t.proc("status").contains("Threads:\t1\n")
+        });
+        made.is_ok()
+    };
+    let enough = (0..20).find(is_enough);
+    assert!(enough.is_some_and(|free| free > 2), "{enough:?}");
+    assert_eq!(target.state(), 'S');
+}
+
 /// A sleeping program of a user of its own: limits count all that a user has.
 fn limited(uid: u32, limits: &[&str]) -> Target {
     let target = Target::start(

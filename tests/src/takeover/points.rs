@@ -9,6 +9,7 @@ use holo_pager::core::CrashPoint;
 use super::attached;
 use super::load::{self, EVERYTHING};
 use super::tree::{self, Tree};
+use crate::torture::harness::launch::End;
 use crate::torture::harness::suite::{Case, Run, print_line};
 
 /// How long the program works at most until the point is reached.
@@ -68,7 +69,7 @@ pub fn cases(folder: &Path) -> Vec<Case> {
             let folder = folder.to_owned();
             Case::new(format!("crash.{}", point.name()), move |run| {
                 match way(point) {
-                    Way::Load(what) => under_load(run, &folder, point, what),
+                    Way::Load(what) => under_load(run, &folder, point.name(), what).map(drop),
                     Way::Detach => attached::crash_in_detach(run, &folder, point),
                     Way::Simulated(why) => {
                         print_line(&format!("# only simulated: {why}"));
@@ -80,15 +81,19 @@ pub fn cases(folder: &Path) -> Vec<Case> {
         .collect()
 }
 
-fn under_load(run: &Run<'_>, folder: &Path, point: CrashPoint, what: &[&str]) -> Result<()> {
+/// Runs the program until one pager has died as `crash` says and the next one has served for a while. The end, of
+/// which there is none in a bare run.
+///
+/// # Errors
+/// Whatever was not as it has to be.
+pub fn under_load(run: &Run<'_>, folder: &Path, crash: &str, what: &[&str]) -> Result<Option<End>> {
     let token = load::new_token();
     let mut plan = load::plan(run, folder, what, &token, DEADLINE)?;
-    plan.environment
-        .push(("HOLO_CRASH_AT", point.name().into()));
+    plan.environment.push(("HOLO_CRASH_AT", crash.into()));
     let mut running = plan.start(run)?;
     if run.binaries.is_none() {
         running.wait_for("@ready")?;
-        return running.finish().map(drop);
+        return running.finish().map(|_| None);
     }
     let tree = Tree::find(&mut running, &token)?;
     let first = tree.next_pager(&mut running, None)?;
@@ -101,16 +106,16 @@ fn under_load(run: &Run<'_>, folder: &Path, point: CrashPoint, what: &[&str]) ->
     }
     load::goes_on(&mut running, "after the take-over")?;
     running.goes_on_for(AFTERWARDS)?;
-    let report = running.finish()?.report.context("no report")?;
+    let end = running.finish()?;
+    let takeovers = end.report.as_ref().context("no report")?.takeovers;
     ensure!(
-        report.takeovers == 1,
-        "{} take-overs, want 1: {}",
-        report.takeovers,
-        if report.takeovers == 0 {
+        takeovers == 1,
+        "{takeovers} take-overs, want 1: {}",
+        if takeovers == 0 {
             "the point was not reached"
         } else {
             "a successor died as well"
         }
     );
-    Ok(())
+    Ok(Some(end))
 }

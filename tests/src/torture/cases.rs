@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use super::harness::launch::{End, Plan};
 use super::harness::suite::{Case, Run};
-use super::{build, cgroup, huge, interfere, sabotage, slow_pipe, terminal};
+use super::{build, cgroup, huge, interfere, many, sabotage, slow_pipe, terminal};
 
 /// A case in which the driver takes part; the folder takes the compiled programs.
 type Special = fn(&Run<'_>, &Path) -> Result<()>;
@@ -179,7 +179,7 @@ pub fn all(binaries: PathBuf) -> Vec<Case> {
             move |run| interfere::kill_pagers(program, run, &binaries),
         ));
     }
-    let special: [(&str, Special); 7] = [
+    let special: [(&str, Special); 8] = [
         ("stop_continue", interfere::stop_and_continue),
         ("debuggers", interfere::debuggers),
         ("terminal_stop", terminal::suspend_key),
@@ -190,6 +190,7 @@ pub fn all(binaries: PathBuf) -> Vec<Case> {
         ),
         ("small_cgroup", cgroup::small),
         ("huge_pages", huge::free_memory_rises),
+        ("many", many::together),
     ];
     for (name, body) in special {
         let binaries = binaries.clone();

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod harness;
 pub mod huge;
 pub mod interfere;
+pub mod many;
 pub mod sabotage;
 pub mod slow_pipe;
 pub mod terminal;

@@ -1,0 +1,104 @@
+//! How a pager dies: of a fault of its own, and where a test wants it to.
+//!
+//! Either way at once, with nothing unwound: what an owner closes on the way out is closed in the table that the
+//! successor takes over, userfaultfds first of all.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::console;
+use super::control::{Control, Scalar};
+use crate::core::CrashPoint;
+use crate::sys::spawn;
+
+/// The point's number plus one.
+static CRASH_AT: AtomicU64 = AtomicU64::new(0);
+static PANICS: AtomicBool = AtomicBool::new(false);
+static CRASHED: AtomicBool = AtomicBool::new(false);
+
+/// What `HOLO_CRASH_AT` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// `NAME`: the first pager that comes there is killed.
+    Kill(CrashPoint),
+    /// `panic:NAME`: the first one panics.
+    Panic(CrashPoint),
+    /// `panics:NAME`: each one panics.
+    Panics(CrashPoint),
+}
+
+impl Crash {
+    /// What this text asks for.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (how, name): (fn(CrashPoint) -> Self, &str) = match text.split_once(':') {
+            None => (Self::Kill, text),
+            Some(("panic", name)) => (Self::Panic, name),
+            Some(("panics", name)) => (Self::Panics, name),
+            Some(_) => return None,
+        };
+        CrashPoint::from_name(name).map(how)
+    }
+}
+
+/// Has this pager die as it was asked, unless an earlier one has been told to and its successor is to live.
+pub(crate) fn arm(control: Control, crash: Option<Crash>) {
+    let Some(crash) = crash else { return };
+    let (point, panics) = match crash {
+        Crash::Kill(point) => (point, false),
+        Crash::Panic(point) | Crash::Panics(point) => (point, true),
+    };
+    let is_first = control.get(Scalar::Crashed) == 0;
+    if is_first || matches!(crash, Crash::Panics(_)) {
+        control.set(Scalar::Crashed, 1);
+        PANICS.store(panics, Ordering::Relaxed);
+        CRASH_AT.store(point as u64 + 1, Ordering::Relaxed);
+    }
+}
+
+/// Called at each point.
+pub(crate) fn crash(point: CrashPoint) {
+    if CRASH_AT.load(Ordering::Relaxed) == point as u64 + 1
+        && !CRASHED.swap(true, Ordering::Relaxed)
+    {
+        assert!(!PANICS.load(Ordering::Relaxed), "as HOLO_CRASH_AT says");
+        spawn::die();
+    }
+}
+
+/// From now on a panic of this pager, on whichever thread, is told, counted, and ends it. What it was in the middle
+/// of a successor can take up; a process that only looks alive cannot.
+pub(crate) fn die_of_panics(control: Control) {
+    let others = std::panic::take_hook();
+    let me = spawn::own_pid();
+    std::panic::set_hook(Box::new(move |info| {
+        // In a guardian that this pager started: a tracer must not be cut off (see `guardian.rs`).
+        if spawn::own_pid() != me {
+            others(info);
+            return;
+        }
+        control.add(Scalar::Panics, 1);
+        let what = info.to_string().replace('\n', " ");
+        // Not as Rust does it, which would wait for a pipe that nobody reads.
+        console::message(
+            control,
+            &format!("the pager ends because of a fault of its own: {what}"),
+        );
+        spawn::die();
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_is_a_point_and_how_it_dies_there() {
+        let point = CrashPoint::Staged;
+        assert_eq!(Crash::parse("staged"), Some(Crash::Kill(point)));
+        assert_eq!(Crash::parse("panic:staged"), Some(Crash::Panic(point)));
+        assert_eq!(Crash::parse("panics:staged"), Some(Crash::Panics(point)));
+        for wrong in ["", "panic:", "panic", "stage", "dies:staged"] {
+            assert_eq!(Crash::parse(wrong), None, "{wrong:?}");
+        }
+    }
+}
