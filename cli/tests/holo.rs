@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::process::{Command, Output, Stdio};
 
 use common::{
@@ -333,6 +334,88 @@ fn what_is_left_alone_is_counted_over_all_processes() {
     );
 }
 
+/// The child of this process with this name.
+fn child_called(parent: &str, name: &str) -> String {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    let is_it = |p: &&str| {
+        fs::read_to_string(format!("/proc/{p}/comm")).is_ok_and(|c| c.trim_end() == name)
+    };
+    let found = children.split_whitespace().find(is_it);
+    found
+        .unwrap_or_else(|| panic!("no {name} of {parent}"))
+        .to_owned()
+}
+
+/// The pager of this `holo-exec`.
+fn pager_of(exec: &str) -> String {
+    child_called(&child_called(exec, "holo-guardian"), "holo-pager")
+}
+
+/// Inverts a bit in each 64 bytes of what this pager's store holds of a program's random bytes: those in which many
+/// values are found. (Where the store's own numbers are damaged, a page is not found at all.)
+fn damage_the_store(pager: &str) {
+    let numbers = format!("/proc/{pager}/fd");
+    let store = fs::read_dir(numbers)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|p| fs::read_link(p).is_ok_and(|to| to.to_string_lossy().contains("holo-store")));
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(store.unwrap())
+        .unwrap();
+    let (mut at, mut damaged) = (0, 0);
+    let mut bytes = vec![0_u8; 1 << 16];
+    // It fills from its beginning on; behind that it is one great hole.
+    while at < 256 << 20 && file.read_exact_at(&mut bytes, at).is_ok() {
+        let before = damaged;
+        for piece in bytes.chunks_mut(64) {
+            let mut seen = [false; 256];
+            piece.iter().for_each(|&b| seen[usize::from(b)] = true);
+            if seen.iter().filter(|&&s| s).count() > 44 {
+                piece[0] ^= 1;
+                damaged += piece.len();
+            }
+        }
+        if damaged > before {
+            file.write_all_at(&bytes, at).unwrap();
+        }
+        at += bytes.len() as u64;
+    }
+    assert!(damaged > 8 << 20, "only {damaged} bytes were stored");
+}
+
+#[test]
+fn a_process_whose_stored_pages_are_damaged_is_stopped_and_told_why() {
+    let folder = Folder::new("damaged");
+    let (file, errors) = (folder.file("report.json"), folder.file("err"));
+    let grows = script("grows.py");
+    let path = grows.get_args().next().unwrap().to_str().unwrap();
+    let options = ["--local-memory", "16M", "--report", file.to_str().unwrap()];
+    let mut command = holo_exec(&options, &[PYTHON, path, "40"]);
+    command.stderr(fs::File::create(&errors).unwrap());
+    let mut child = start(command);
+    assert!(child.line().starts_with("filled"));
+    let exec = child.pid().to_string();
+    await_that("eviction", || {
+        let r = json(&told(&["status", &exec, "--json"]));
+        number(&r, "resident_bytes") <= 17 << 20
+    });
+    damage_the_store(&pager_of(&exec));
+    let input = child.0.stdin.as_mut().unwrap();
+    input.write_all(b"check\n").unwrap();
+    assert_eq!(child.line(), "", "nothing is right any more");
+    assert_eq!(child.0.wait().unwrap().code(), Some(128 + 9));
+    let said = fs::read_to_string(&errors).unwrap();
+    let told = said.lines().find(|l| l.contains("checksum"));
+    let why = told.unwrap_or_else(|| panic!("{said:?}"));
+    assert!(why.starts_with("holo: process "), "{why}");
+    assert!(why.contains("page 0x"), "{why}");
+    let r = report(&file);
+    assert_eq!(number(&r, "exit_code"), 137);
+    assert!(number(&r, "integrity_failures") > 0, "{r}");
+}
+
 #[test]
 fn a_command_is_asked_for_by_its_id_or_holo_execs() {
     let grows = script("grows.py");
@@ -352,26 +435,7 @@ fn a_command_is_asked_for_by_its_id_or_holo_execs() {
     };
     by_id();
     // Also after a take-over.
-    let pager = format!("/proc/{exec}/task/{exec}/children");
-    let guardian = fs::read_to_string(pager).unwrap();
-    let guardian = guardian
-        .split_whitespace()
-        .find(|p| {
-            fs::read_to_string(format!("/proc/{p}/comm")).is_ok_and(|c| c == "holo-guardian\n")
-        })
-        .unwrap()
-        .to_owned();
-    let children = || {
-        let text =
-            fs::read_to_string(format!("/proc/{guardian}/task/{guardian}/children")).unwrap();
-        text.split_whitespace()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    let is_pager = |p: &String| {
-        fs::read_to_string(format!("/proc/{p}/comm")).is_ok_and(|c| c == "holo-pager\n")
-    };
-    let first = children().into_iter().find(is_pager).unwrap();
+    let first = pager_of(&exec);
     assert!(
         Command::new("/bin/kill")
             .args(["-9", &first])

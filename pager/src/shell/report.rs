@@ -157,7 +157,7 @@ pub(crate) fn explain(why: StopReason) -> String {
         ),
         StopReason::Lost { at } => format!(
             "the stored copy of page {} is not to be found; the process was stopped rather than given \
-             wrong bytes (this is a bug in holo: please report it)",
+             wrong bytes (suspect memory, or a bug in holo: please report it)",
             at.start()
         ),
         StopReason::Kernel { at, errno } => format!(

@@ -82,6 +82,8 @@ pub(crate) struct Knobs {
     pub(crate) store_delay: u64,
     /// Percent of puts that find the store full.
     pub(crate) store_full: u64,
+    /// Percent of gets that find what was stored damaged.
+    pub(crate) store_damaged: u64,
     /// The store that ships, instead of the simple one.
     pub(crate) embedded: bool,
     /// Blocks of the map: with few, it is full before all is served.
@@ -194,6 +196,7 @@ impl Knobs {
             stops: pick(rng, &[0, 0, 300]),
             store_delay: pick(rng, &[0, 0, 2, 10]),
             store_full: pick(rng, &[0, 0, 0, 0, 0, 20]),
+            store_damaged: 0,
             embedded: rng.one_in(16),
             map_blocks: MAP_BLOCKS,
             large_drop: 1 << 20,
@@ -232,6 +235,7 @@ impl Knobs {
             knobs.large_drop = 16;
         }
         knobs.no_forced_writes = knobs.acts % 13 == 5;
+        knobs.store_damaged = if knobs.acts % 17 == 9 { 2 } else { 0 };
         knobs
     }
 }

@@ -113,6 +113,7 @@ fn run(mut rng: Rng, knobs: Knobs, bank: &mut Bank, trace: bool, report: &mut Re
         knobs.embedded,
         knobs.store_delay,
         knobs.store_full,
+        knobs.store_damaged,
         Rng::new(rng.next()),
     );
     let config = Config {

@@ -66,11 +66,18 @@ pub(crate) struct Store {
     done: VecDeque<(u64, Completion)>,
     delay: u64,
     full_percent: u64,
+    damaged_percent: u64,
     rng: Rng,
 }
 
 impl Store {
-    pub(crate) fn new(embedded: bool, delay: u64, full_percent: u64, rng: Rng) -> Self {
+    pub(crate) fn new(
+        embedded: bool,
+        delay: u64,
+        full_percent: u64,
+        damaged_percent: u64,
+        rng: Rng,
+    ) -> Self {
         let backend = if embedded {
             let arena = HeapArena::new(ARENA_BYTES);
             Backend::Embedded(Box::new(EmbeddedStore::create(arena, ARENA_BYTES as u64)))
@@ -85,6 +92,7 @@ impl Store {
             done: VecDeque::new(),
             delay,
             full_percent,
+            damaged_percent,
             rng,
         }
     }
@@ -172,6 +180,12 @@ impl PageStore for Store {
     }
 
     fn get(&mut self, ticket: Ticket, wanted: &Locations, frame: &mut PageBytes) {
+        if self.damaged_percent > 0 && self.rng.percent(self.damaged_percent) {
+            // What came before the damage was seen may be there.
+            set_content(frame, 0, [!0; 4]);
+            let result = Err(StoreError::Damaged);
+            return self.finish(Completion::Get { ticket, result });
+        }
         match &mut *Rc::clone(&self.backend).borrow_mut() {
             Backend::Table(table) => {
                 for (i, l) in wanted.iter().enumerate() {

@@ -603,6 +603,7 @@ impl<'m> Sim<'m> {
         match why {
             StopReason::TooLarge => self.kernel.knobs.map_blocks < MAP_BLOCKS,
             StopReason::NotDirtied { .. } => self.kernel.knobs.no_forced_writes,
+            StopReason::Damaged { .. } => self.kernel.knobs.store_damaged > 0,
             _ => false,
         }
     }
