@@ -313,12 +313,6 @@ impl<'m, S: PageStore> Core<'m, S> {
         self.ready.len() + self.held.len() + usize::from(self.install.is_some())
     }
 
-    /// Page buffers in use.
-    #[must_use]
-    pub fn frames_held(&self) -> usize {
-        self.frames.held()
-    }
-
     /// Spaces that are served.
     #[must_use]
     pub fn spaces_alive(&self) -> usize {
