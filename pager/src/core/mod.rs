@@ -36,6 +36,7 @@
 //! Faults come before eviction, except that a fault which needs memory beyond the budget waits while a
 //! batch can make room.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::wildcard_enum_match_arm,
     reason = "an outcome that an operation cannot have is answered like the refusal beside it"
