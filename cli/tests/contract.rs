@@ -4,11 +4,15 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
+
+use holo_proto::Report;
+use serde_json::{Value, json};
 
 use common::{Folder, PYTHON, bare, holo_exec, line_of, report, script, start, text};
 
@@ -330,6 +334,46 @@ fn a_wrong_usage_is_refused() {
     assert!(said.status.success() && text(&said.stdout).contains("Exit codes"));
 }
 
+/// Where the report's fields are described.
+const REPORT_MD: &str = include_str!("../../docs/report.md");
+
+/// The paths of an object's members: `name`, and `name.part` for those of an object in it.
+fn fields_of(object: &Value) -> BTreeSet<String> {
+    let mut fields = BTreeSet::new();
+    for (name, value) in object.as_object().unwrap() {
+        if value.is_object() {
+            let parts = fields_of(value);
+            fields.extend(parts.iter().map(|part| format!("{name}.{part}")));
+        }
+        fields.insert(name.clone());
+    }
+    fields
+}
+
+/// The same paths by the table: a row begins with its fields, and names the parts of one in its meaning.
+fn fields_described() -> BTreeSet<String> {
+    let mut fields = BTreeSet::new();
+    for row in REPORT_MD.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<_> = row.split('|').collect();
+        let (names, parts) = (names_in(cells[1]), names_in(cells[3]));
+        for name in names {
+            fields.extend(parts.iter().map(|part| format!("{name}.{part}")));
+            fields.insert(name.to_owned());
+        }
+    }
+    fields
+}
+
+/// What is between backticks and can be a field's name.
+fn names_in(cell: &str) -> Vec<&str> {
+    let is_name = |text: &str| {
+        text.bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    let quoted = cell.split('`').skip(1).step_by(2);
+    quoted.filter(|text| is_name(text)).collect()
+}
+
 #[test]
 fn the_report_has_all_its_fields() {
     let folder = Folder::new("report");
@@ -348,46 +392,17 @@ fn the_report_has_all_its_fields() {
         .unwrap();
     assert!(said.status.success(), "{}", text(&said.stderr));
     let report = report(&file);
-    for field in [
-        "exit_code",
-        "wall_s",
-        "local_memory_bytes",
-        "resident_peak_bytes",
-        "processes",
-        "faults_remote",
-        "faults_zero",
-        "faults_wp",
-        "pages_evicted",
-        "bytes_evicted",
-        "bytes_refaulted",
-        "store_bytes_raw",
-        "store_bytes_stored",
-        "integrity_failures",
-        "attach_stop_us_max",
-        "takeovers",
-        "evict_bytes_per_s",
-        "holo_cpu_s",
-    ] {
-        assert!(report[field].is_number(), "{field}: {report}");
+    let written = fields_of(&report);
+    assert_eq!(written, fields_of(&json!(Report::default())));
+    assert_eq!(written, fields_described());
+    for (field, value) in report.as_object().unwrap() {
+        let numbers = value
+            .as_object()
+            .map_or_else(|| vec![value], |object| object.values().collect());
+        assert!(numbers.iter().all(|n| n.is_number()), "{field}: {report}");
     }
-    for (object, fields) in [
-        (
-            "pages_stayed",
-            &["written", "pinned", "shared", "other"][..],
-        ),
-        (
-            "pages_left_alone",
-            &["stack", "locked", "pinned", "shared", "file"],
-        ),
-        ("fault_us", &["p50", "p90", "p99", "p999", "max", "count"]),
-    ] {
-        for field in fields {
-            assert!(
-                report[object][field].is_number(),
-                "{object}.{field}: {report}"
-            );
-        }
-    }
+    assert_eq!(report["schema"], Report::SCHEMA);
+    assert!(REPORT_MD.contains(&format!("| version of this table: {} |", Report::SCHEMA)));
     assert_eq!(report["exit_code"], 0);
     assert_eq!(report["local_memory_bytes"], 16 << 20);
     assert_eq!(report["integrity_failures"], 0);

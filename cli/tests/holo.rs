@@ -4,10 +4,14 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::{Command, Output, Stdio};
+
+use clap::CommandFactory as _;
+use holo_cli::args::Holo;
 
 use common::{
     Ends, Folder, PYTHON, await_that, holo, holo_exec, json, report, script, start, text,
@@ -647,15 +651,20 @@ fn a_reader_that_goes_is_no_failure_and_a_full_disk_is() {
 fn man_pages_are_written_for_every_command() {
     let folder = Folder::new("man");
     told(&["man", folder.0.to_str().unwrap()]);
-    for page in [
-        "holo",
-        "holo-exec",
-        "holo-attach",
-        "holo-detach",
-        "holo-status",
-        "holo-completions",
-    ] {
-        let text = fs::read_to_string(folder.file(&format!("{page}.1"))).unwrap();
+    let commands = Holo::command();
+    let mut want: BTreeSet<_> = commands
+        .get_subcommands()
+        .map(|command| format!("holo-{}.1", command.get_name()))
+        .collect();
+    assert!(want.contains("holo-man.1"), "{want:?}");
+    want.extend(["holo.1".to_owned(), "holo-exec.1".to_owned()]);
+    let written: BTreeSet<_> = fs::read_dir(&folder.0)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(written, want);
+    for page in &want {
+        let text = fs::read_to_string(folder.file(page)).unwrap();
         assert!(text.contains("Exit codes"), "{page}: {text}");
     }
     let file = folder.file("holo.1");

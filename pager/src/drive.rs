@@ -1,5 +1,6 @@
 //! Drives a core against a world: the loop that the serving thread and the simulation share.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::wildcard_enum_match_arm,
     reason = "all operations but two go to the world"

@@ -4,6 +4,8 @@
 //! placement and eviction) and the *subpage* (4 KiB, the unit of residency, because a mapping is not
 //! 64 KiB-aligned and a process frees single subpages).
 
+#![forbid(unsafe_code)]
+
 mod addr;
 mod report;
 

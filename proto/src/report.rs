@@ -55,7 +55,7 @@ pub struct FaultLatency {
 pub struct Report {
     /// [`Report::SCHEMA`] of the writer.
     pub schema: u32,
-    /// The command's exit code (128 + n for a signal); absent while it runs or after a detach.
+    /// The command's exit code (128 + n for a signal); null while it runs and after a detach.
     pub exit_code: Option<i32>,
     /// Wall time under holo, seconds.
     pub wall_s: f64,

@@ -106,7 +106,7 @@ static void *pressure(void *argument) {
 int main(int argc, char **argv) {
     arguments(argc, argv);
     load = ballast(the_pages);
-    // SECONDS scales the number of threads here: the 100,000 are what `make test` asks for.
+    // SECONDS scales the number of threads here: ten, which is what `make test` asks for, are TOTAL threads.
     size_t total = (size_t)(strtod(argv[3], NULL) / 10.0 * TOTAL);
     pthread_t pressers[2], creators[3];
     for (size_t i = 0; i < LEN(pressers); i++) pressers[i] = spawn(pressure, (void *)(100 + i));

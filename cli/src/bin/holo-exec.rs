@@ -1,5 +1,7 @@
 //! `holo-exec`: runs a command within an amount of local memory.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser as _;
 use holo_cli::args::Exec;
 use holo_cli::run;

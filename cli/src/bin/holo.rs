@@ -1,5 +1,7 @@
 //! `holo`: attach, detach, status.
 
+#![forbid(unsafe_code)]
+
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 

@@ -48,10 +48,6 @@ impl Frames {
         self.holds[usize::from(frame.0)]
     }
 
-    pub(crate) fn held(&self) -> usize {
-        self.holds.len() - self.free.len()
-    }
-
     pub(crate) fn free(&self) -> usize {
         self.free.len()
     }

@@ -36,6 +36,7 @@
 //! Faults come before eviction, except that a fault which needs memory beyond the budget waits while a
 //! batch can make room.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::wildcard_enum_match_arm,
     reason = "an outcome that an operation cannot have is answered like the refusal beside it"
@@ -311,12 +312,6 @@ impl<'m, S: PageStore> Core<'m, S> {
     #[must_use]
     pub fn faults_waiting(&self) -> usize {
         self.ready.len() + self.held.len() + usize::from(self.install.is_some())
-    }
-
-    /// Page buffers in use.
-    #[must_use]
-    pub fn frames_held(&self) -> usize {
-        self.frames.held()
     }
 
     /// Spaces that are served.

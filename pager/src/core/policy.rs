@@ -12,7 +12,7 @@ use holo_proto::PageIndex;
 /// The replacement order of one address space's resident pages.
 ///
 /// A page is in at most one queue; the caller keeps track ([`Policy::insert`] must not be called twice
-/// without [`Policy::take_victim`] or a forget between). A page that is no longer resident may stay
+/// without [`Policy::take_victim`] between). A page that is no longer resident may stay
 /// queued: the caller drops it when it comes up.
 #[derive(Debug)]
 pub struct Policy {

@@ -14,6 +14,7 @@
 //!
 //! Everything that a successor needs is in the memfds, whose numbers are in the [`control`] block.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::wildcard_enum_match_arm,
     reason = "operations and signals that concern nobody here are passed over together"

@@ -1,4 +1,5 @@
 //! Where pages go when they leave local memory.
+
 #![forbid(unsafe_code)]
 
 #[allow(

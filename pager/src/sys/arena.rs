@@ -207,10 +207,8 @@ impl SharedBytes {
     }
 
     /// Bytes of memory that the arena takes now.
-    ///
-    /// # Errors
-    /// What `fstat` says.
-    pub fn taken_bytes(&self) -> io::Result<u64> {
+    #[cfg(test)]
+    pub(crate) fn taken_bytes(&self) -> io::Result<u64> {
         let blocks = stat(self.fd.as_fd())?.st_blocks;
         Ok(u64::try_from(blocks).unwrap_or(0) * 512)
     }

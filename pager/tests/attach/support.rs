@@ -306,6 +306,7 @@ impl ThreadGroup {
     pub(crate) fn with_sleeper(most: u32) -> Option<(Self, Target)> {
         static MADE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = MADE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        // As holo_tests::session::cgroup_name makes it, which is above this crate.
         let name = format!("holo-test-{}-threads-{number}", std::process::id());
         let tops = [
             "/sys/fs/cgroup/pids",

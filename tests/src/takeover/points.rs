@@ -10,7 +10,7 @@ use super::attached;
 use super::load::{self, EVERYTHING};
 use super::tree::{self, Tree};
 use crate::torture::harness::launch::End;
-use crate::torture::harness::suite::{Case, Run, print_line};
+use crate::torture::harness::suite::{Case, Run};
 
 /// How long the program works at most until the point is reached.
 const REACH: Duration = Duration::from_secs(40);
@@ -28,8 +28,6 @@ pub enum Way {
     Load(&'static [&'static str]),
     /// In a `holo detach`.
     Detach,
-    /// Not at all, for this reason; the simulation dies there.
-    Simulated(&'static str),
 }
 
 /// How each point is reached. A new point has to be given its way here.
@@ -71,10 +69,6 @@ pub fn cases(folder: &Path) -> Vec<Case> {
                 match way(point) {
                     Way::Load(what) => under_load(run, &folder, point.name(), what).map(drop),
                     Way::Detach => attached::crash_in_detach(run, &folder, point),
-                    Way::Simulated(why) => {
-                        print_line(&format!("# only simulated: {why}"));
-                        Ok(())
-                    }
                 }
             })
         })

@@ -146,30 +146,3 @@ fn a_gone_address_space_is_an_error() {
     assert!(pagemap.scan_by_reading(range, &mut out).is_err_and(gone));
     assert!(pagemap.scan_present(range, &mut out).is_err_and(gone));
 }
-
-#[test]
-#[ignore = "a measurement, run by hand; owner: pager"]
-fn cost_of_a_look() {
-    let mut target = Target::start();
-    let pagemap = Pagemap::open(target.pid).unwrap();
-    let range = target.map(16 * 1024);
-    target.fill(range, 1);
-    let page = range.start.page();
-    for round in 0..3 {
-        let n = 20_000;
-        let time = |call: &mut dyn FnMut(u64)| {
-            let start = std::time::Instant::now();
-            (0..n).for_each(call);
-            start.elapsed().as_nanos() / u128::from(n)
-        };
-        let look = time(&mut |i| {
-            let _ = pagemap.look_page(PageIndex(page.0 + i % 1024)).unwrap();
-        });
-        let scan = time(&mut |i| {
-            let mut out = [PresentRun::default(); 16];
-            let range = PageIndex(page.0 + i % 1024).range();
-            let _ = pagemap.scan_by_ioctl(range, &mut out).unwrap();
-        });
-        println!("round {round}: read of 64 KiB {look} ns, PAGEMAP_SCAN of 64 KiB {scan} ns");
-    }
-}

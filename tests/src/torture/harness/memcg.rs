@@ -7,6 +7,7 @@ use std::thread;
 use anyhow::{Context as _, Result, bail};
 
 use super::LOOK_EVERY;
+use crate::session;
 
 /// Attempts to remove a cgroup whose last process is just leaving.
 const REMOVE_TRIES_MAX: u32 = 100;
@@ -39,7 +40,7 @@ impl MemoryCgroup {
             fs::write(&control, "+memory")
                 .with_context(|| format!("writing {}", control.display()))?;
         }
-        let folder = parent.join(format!("holo-test-{}-{name}", std::process::id()));
+        let folder = parent.join(session::cgroup_name(name));
         fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
         let cgroup = Self { folder, version_1 };
         if let Some(limit) = limit_bytes {
