@@ -132,7 +132,9 @@ fn turns(
         attach(binaries, running, target, budget_kib, &report)?;
         await_marks(running, target)?;
         phase(running, &beats, "attached")?;
+        running.measure_residence();
         phase(running, &beats, "attached for longer")?;
+        running.judge_residence(budget_kib)?;
         detach(binaries, running, target)?;
         await_clean(running, target, &before)?;
         let wanted = Expected {

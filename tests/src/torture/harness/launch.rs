@@ -15,6 +15,7 @@ use holo_proto::Report;
 use super::family::{Family, MARK_VARIABLE};
 use super::killer::PagerKiller;
 use super::process::Process;
+use super::residence::Residence;
 use super::suite::{Run, print_line};
 use super::verdict::{self, Expected};
 use super::{LEFTOVER_GRACE, LOOK_EVERY, dump};
@@ -160,6 +161,7 @@ impl Plan {
             errors,
             readers,
             peak_kib: 0,
+            residence: run.binaries.map(|_| Residence::default()),
             killer: None,
             finished: false,
         };
@@ -258,6 +260,7 @@ pub struct Running {
     errors: Arc<Mutex<Vec<u8>>>,
     readers: Vec<JoinHandle<()>>,
     peak_kib: u64,
+    residence: Option<Residence>,
     killer: Option<PagerKiller>,
     finished: bool,
 }
@@ -346,6 +349,9 @@ impl Running {
                 .filter_map(|proc| Process::from(proc).kib("smaps_rollup", "Pss_Anon").ok())
                 .sum();
             self.peak_kib = self.peak_kib.max(sum);
+        }
+        if let Some(residence) = &mut self.residence {
+            residence.look(&members);
         }
         if let Some(killer) = &mut self.killer {
             killer.look(&mut self.family);
@@ -468,7 +474,22 @@ impl Running {
         self.killer = Some(PagerKiller::new(seed));
     }
 
-    /// Waits for the end and judges exit code and report.
+    /// Measures what a command that was started bare keeps resident, from now on.
+    pub fn measure_residence(&mut self) {
+        self.residence = Some(Residence::default());
+    }
+
+    /// Ends that, tells what was seen, and whether this budget was kept.
+    ///
+    /// # Errors
+    /// It was not, or nothing was measured.
+    pub fn judge_residence(&mut self, budget_kib: u64) -> Result<()> {
+        let residence = self.residence.take().context("nothing was measured")?;
+        print_line(&residence.summary(budget_kib));
+        residence.judge(budget_kib)
+    }
+
+    /// Waits for the end and judges exit code, report and resident memory.
     ///
     /// # Errors
     /// Whatever was not as planned.
@@ -512,6 +533,7 @@ impl Running {
                 takeovers_min: kills.unwrap_or(0).saturating_sub(1),
             },
         )?;
+        self.judge_residence(self.plan.budget_kib())?;
         ensure!(kills != Some(0), "no pager was seen: nothing was killed");
         Ok(End {
             report: Some(report),

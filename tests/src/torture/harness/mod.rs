@@ -10,6 +10,7 @@ pub mod launch;
 pub mod memcg;
 pub mod options;
 pub mod process;
+pub mod residence;
 pub mod suite;
 pub mod tool;
 pub mod verdict;

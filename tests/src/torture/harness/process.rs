@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::procs::{Proc, bounded};
 
@@ -115,23 +115,22 @@ impl Process {
     /// # Errors
     /// The process is gone, or has no such line.
     pub fn kib(self, file: &str, name: &str) -> Result<u64> {
-        let text = self.read(file)?;
-        let value = |line: &str| {
-            line.strip_prefix(name)?
-                .strip_prefix(':')?
-                .trim()
-                .strip_suffix(" kB")?
-                .parse()
-                .ok()
-        };
-        let values: Vec<u64> = text.lines().filter_map(value).collect();
-        ensure!(
-            !values.is_empty(),
-            "process {} has no {name} in {file}",
-            self.pid
-        );
-        Ok(values.iter().sum())
+        kib_in(&self.read(file)?, name)
+            .with_context(|| format!("process {} has no {name} in {file}", self.pid))
     }
+}
+
+/// The value of the `name: N kB` lines of a `/proc` file, in KiB, summed; none without one.
+pub fn kib_in(text: &str, name: &str) -> Option<u64> {
+    let value = |line: &str| {
+        line.strip_prefix(name)?
+            .strip_prefix(':')?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse::<u64>()
+            .ok()
+    };
+    text.lines().filter_map(value).reduce(|sum, kib| sum + kib)
 }
 
 #[cfg(test)]
