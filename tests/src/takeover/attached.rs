@@ -387,3 +387,30 @@ fn attached_again(run: &Run<'_>, folder: &Path) -> Result<()> {
     held.await_free("after the last detach")?;
     held.running.finish().map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_that_were_never_in_time_are_a_failure() {
+        let mut moments = Moments::new(1, DETACH_US_MAX);
+        let mut rounds = 0;
+        let end = loop {
+            match moments.next() {
+                Ok(Some(_)) => moments.too_late(),
+                end => break end,
+            }
+            rounds += 1;
+        };
+        assert!(end.is_err());
+        assert_eq!(rounds, ROUNDS_MAX);
+        assert!(moments.latest_us < DETACH_US_MAX);
+
+        let mut moments = Moments::new(1, DETACH_US_MAX);
+        while moments.next().unwrap().is_some() {
+            moments.hit();
+        }
+        assert_eq!((moments.rounds, moments.hits), (ROUNDS, ROUNDS));
+    }
+}
