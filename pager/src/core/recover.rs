@@ -9,7 +9,7 @@ use crate::store::api::{Location, PageStore};
 
 impl<'m, S: PageStore> Core<'m, S> {
     /// A successor's core: checks the map, finds the spaces and rebuilds what was not written down. The
-    /// shell then says what the kernel has registered ([`Input::Registered`]) and when each ring is quiet.
+    /// shell then says what the kernel has registered ([`super::Input::Registered`]) and when each ring is quiet.
     /// `store` gets the live locations and recovers from them.
     ///
     /// # Errors
