@@ -72,6 +72,7 @@ pub fn plan(
     command.extend(what.iter().map(Into::into));
     let mut plan = Plan::new(command, SIZE_MIB, deadline);
     plan.talk = true;
+    plan.residence_told = Some("while there is no pager nothing is evicted");
     plan.environment.push((TOKEN, token.into()));
     Ok(plan)
 }

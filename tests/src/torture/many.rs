@@ -42,6 +42,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub fn together(run: &Run<'_>, binaries: &Path) -> Result<()> {
     let mut plan = PROGRAM.plan(run, binaries)?;
     plan.talk = true;
+    plan.residence_told =
+        Some("a hundred processes are asked too slowly for more than two samples");
     let limit = format!("--nofile={DESCRIPTORS}:");
     plan.wrapper = vec!["prlimit".into(), limit.into()];
     let mut running = plan.start(run)?;
