@@ -99,7 +99,7 @@ impl Watch {
             self.find_root();
             self.look(now);
             self.note_root();
-            self.wake_starter();
+            self.wake_starter(now);
             self.line.look_after_guardian();
             if self.is_over() {
                 return;

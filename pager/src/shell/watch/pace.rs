@@ -27,6 +27,8 @@ const TREE_MAX_NS: u64 = 1_000_000_000;
 const GROWTH_BYTES: u64 = 256 << 10;
 /// Least time between two counts of what fork relatives share, nanoseconds.
 const COUNT_NS: u64 = 20_000_000;
+/// A signal to a group has reached all of it after that time, nanoseconds.
+const GROUP_NS: u64 = 20_000_000;
 /// Least time between two attempts to find a fork's child, which may wait for it, nanoseconds.
 pub(super) const MATCH_NS: u64 = 1_000_000;
 /// Least time between two full surveys (smaps walks all page tables), nanoseconds.
@@ -51,9 +53,16 @@ pub(super) struct Pace {
     follows_up: bool,
     quiet_looks: u32,
     last_total: u64,
+    left_since: Option<u64>,
 }
 
 impl Pace {
+    /// Whether it has been so at all looks for so long that it is left alone.
+    pub(super) fn is_left_for_long(&mut self, is_left: bool, now: u64) -> bool {
+        self.left_since = is_left.then(|| self.left_since.unwrap_or(now));
+        self.left_since.is_some_and(|since| now >= since + GROUP_NS)
+    }
+
     /// Pageable bytes of all processes at this look. Whether they have grown since the last one.
     pub(super) fn note_total(&mut self, total: u64) -> bool {
         let growing = total > self.last_total + GROWTH_BYTES;
@@ -301,6 +310,16 @@ mod tests {
         assert!(pace.match_is_due(NOW) && !pace.tree_is_due(NOW));
         pace.tree_at_once();
         assert!(pace.tree_is_due(NOW));
+    }
+
+    #[test]
+    fn whoever_is_left_stopped_is_woken_when_nobody_else_has_for_a_while() {
+        let mut pace = Pace::default();
+        assert!(!pace.is_left_for_long(true, NOW));
+        assert!(!pace.is_left_for_long(true, NOW + GROUP_NS - 1));
+        assert!(pace.is_left_for_long(true, NOW + GROUP_NS));
+        assert!(!pace.is_left_for_long(false, NOW + GROUP_NS));
+        assert!(!pace.is_left_for_long(true, NOW + 2 * GROUP_NS));
     }
 
     #[test]

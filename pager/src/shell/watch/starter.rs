@@ -31,14 +31,15 @@ impl Watch {
     }
 
     /// A command line that stopped with its command has nobody else who tells it that the command alone
-    /// was continued, or killed.
-    pub(super) fn wake_starter(&self) {
+    /// was continued, or killed. Not at once: what continues a whole group reaches one after the other, and would be
+    /// taken for another signal by a command line that runs already.
+    pub(super) fn wake_starter(&mut self, now: u64) {
         let stopped = |pid| procfs::state_of(pid).is_ok_and(|s| matches!(s, b'T' | b't'));
         let starter = self.control.pid(Scalar::StarterPid);
-        if self.control.get(Scalar::StarterStopped) != 0
+        let is_left = self.control.get(Scalar::StarterStopped) != 0
             && stopped(starter)
-            && !stopped(self.control.pid(Scalar::RootPid))
-        {
+            && !stopped(self.control.pid(Scalar::RootPid));
+        if self.pace.is_left_for_long(is_left, now) {
             let _ = spawn::signal(starter, libc::SIGCONT);
         }
     }
