@@ -6,8 +6,8 @@ use super::{Batch, Phase, Step, run_mask, tag_of};
 use crate::core::{Advice, Core, Op, Outcome, StopReason};
 use crate::store::api::PageStore;
 
-/// So often in one page's repair may something be gone again before it is made dirty.
-const REFUSALS: u32 = 8;
+/// So many rounds of one page's repair may end with something refused that is there at the next look.
+const ROUNDS: u32 = 8;
 
 /// The repair of one page: what the process has put in the place of an offered page, or what it is not
 /// certain of whether it was dropped, becomes dirty again.
@@ -24,8 +24,10 @@ pub(super) struct Repair {
     pub(super) redirty: SubpageMask,
     /// Of these, the one that a protection was lifted from, which came there with what moved.
     pub(super) lifted: Option<SubpageIndex>,
-    /// How often that was refused: where the page is not there any more, or always.
-    pub(super) refused: u32,
+    /// The last one in this round of which that was refused: the page is not there any more, or it is always so.
+    pub(super) refused: Option<SubpageIndex>,
+    /// Rounds with a refusal.
+    pub(super) rounds: u32,
 }
 
 impl<S: PageStore> Core<'_, S> {
@@ -101,6 +103,13 @@ impl<S: PageStore> Core<'_, S> {
                 };
                 b.repair.looked = true;
                 b.repair.left = present;
+                let refused = b.repair.refused.take();
+                b.repair.rounds += u32::from(refused.is_some());
+                if let (Some(at), true) = (refused, b.repair.rounds >= ROUNDS) {
+                    if !present.is_empty() {
+                        self.stop(id, StopReason::NotDirtied { at });
+                    }
+                }
                 self.stats.foreign_repaired += u64::from(!present.is_empty());
             }
             Step::RepairQueue { first, count } => match outcome {
@@ -121,10 +130,7 @@ impl<S: PageStore> Core<'_, S> {
                 if outcome != Outcome::Done {
                     // Is it still there?
                     b.repair.looked = false;
-                    b.repair.refused += 1;
-                    if b.repair.refused == REFUSALS {
-                        self.stop(id, StopReason::NotDirtied { at });
-                    }
+                    b.repair.refused = Some(at);
                 }
             }
             _ => {}
