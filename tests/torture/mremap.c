@@ -188,29 +188,35 @@ static void *mover(void *argument) {
     return NULL;
 }
 
+// All that the kernel chooses an address for is mapped before anybody opens a hole.
+static void begin(struct pair *p, size_t number) {
+    p->blocks = the_pages / PAIRS / BLOCK;
+    if (p->blocks < 3) fail("too small");
+    p->seed = mix(the_seed + number);
+    p->where = witness(p->blocks * sizeof *p->where);
+    p->generation = witness(p->blocks * BLOCK * sizeof *p->generation);
+    p->touched = witness(p->blocks * BLOCK * sizeof *p->touched);
+    p->reserve = MUST((char *)mmap(NULL, 3 * BLOCK * PAGE, PROT_NONE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    for (size_t b = 0; b < p->blocks; b++) {
+        p->where[b] = b == 0 ? MUST((char *)mmap(landing(p), BLOCK * PAGE, PROT_READ | PROT_WRITE,
+                                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0))
+                             : fresh_place(BLOCK);
+        for (size_t k = 0; k < BLOCK; k++) write_page(p, b, k);
+    }
+}
+
 int main(int argc, char **argv) {
     arguments(argc, argv);
     static struct pair pairs[PAIRS];
     pthread_t movers[PAIRS], touchers[PAIRS];
+    for (size_t i = 0; i < PAIRS; i++) begin(pairs + i, i);
+    pthread_mutex_lock(&address_space); // for the stacks
     for (size_t i = 0; i < PAIRS; i++) {
-        struct pair *p = pairs + i;
-        p->blocks = the_pages / PAIRS / BLOCK;
-        if (p->blocks < 3) fail("too small");
-        p->seed = mix(the_seed + i);
-        p->where = witness(p->blocks * sizeof *p->where);
-        p->generation = witness(p->blocks * BLOCK * sizeof *p->generation);
-        p->touched = witness(p->blocks * BLOCK * sizeof *p->touched);
-        p->reserve = MUST((char *)mmap(NULL, 3 * BLOCK * PAGE, PROT_NONE,
-                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        for (size_t b = 0; b < p->blocks; b++) {
-            p->where[b] = b == 0 ? MUST((char *)mmap(landing(p), BLOCK * PAGE, PROT_READ | PROT_WRITE,
-                                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0))
-                                 : fresh_place(BLOCK);
-            for (size_t k = 0; k < BLOCK; k++) write_page(p, b, k);
-        }
-        touchers[i] = spawn(toucher, p);
-        movers[i] = spawn(mover, p);
+        touchers[i] = spawn(toucher, pairs + i);
+        movers[i] = spawn(mover, pairs + i);
     }
+    pthread_mutex_unlock(&address_space);
     for (size_t i = 0; i < PAIRS; i++) {
         join(movers[i]);
         join(touchers[i]);

@@ -151,7 +151,6 @@ impl<S: PageStore> Core<'_, S> {
 
     /// A range was unmapped, as far as the message is about what is there now.
     fn unmapped(&mut self, id: SpaceId, range: AddrRange, gone: bool) {
-        self.witnessed(id, range);
         let Some(s) = self.space(id) else { return };
         if let Some(youth) = s.youth.as_mut() {
             youth.own.add(range);
@@ -164,6 +163,8 @@ impl<S: PageStore> Core<'_, S> {
             self.notes.set_left(id, &left);
             return;
         }
+        self.witnessed(id, range);
+        let Some(s) = self.space(id) else { return };
         let (there, displaced) = s.unsettled.leaving(range, gone);
         s.suspects.retain(|x| !range.contains(x.at.start()));
         // Who was there before is what the message is about.
@@ -274,6 +275,9 @@ impl<S: PageStore> Core<'_, S> {
             .suspects
             .extract_if(.., |x| new.contains(x.at.start()))
             .collect();
+        // Nothing was there any more: it would have been heard of first.
+        s.suspects
+            .retain(|x| x.if_there || x.witness == x.at || !new.contains(x.witness.start()));
         // What moves was there, so much is known now; if that was to be found out elsewhere, it still is, and where the
         // process has put itself what moves, it cannot be any more.
         for mut x in s.suspects.extract_if(.., |x| old.contains(x.at.start())) {
@@ -326,7 +330,19 @@ impl<S: PageStore> Core<'_, S> {
             self.doubt(id, part);
             self.doubt_move(id, part, to.offset(part.start.0 - from.0));
             self.bury(id, part);
-            self.move_entries(id, part, to.offset(part.start.0 - from.0));
+            let target = |r: AddrRange| to.offset(r.start.0 - from.0);
+            let Some(s) = self.space_ref(id) else { return };
+            let arrived: Vec<_> = s.unsettled.arrived.within(part).collect();
+            for r in s.unsettled.arrived.without(part) {
+                self.move_entries(id, r, target(r));
+            }
+            for r in arrived {
+                if gone {
+                    self.move_entries(id, r, target(r));
+                } else {
+                    self.perhaps_moved(id, r, target(r));
+                }
+            }
         }
         let Some(s) = self.space(id) else { return };
         if s.unsettled.displaced.overlapping(new).is_some() {
@@ -359,6 +375,28 @@ impl<S: PageStore> Core<'_, S> {
         self.batch_loses(id, old, false);
         self.batch_loses(id, new, true);
         self.crash(CrashPoint::Moved);
+    }
+
+    /// Something has moved from `from` to `to`, and something is at `from` now: what had come to `from`, as was heard of
+    /// before, has moved on, or is there still, and who moved is somebody of whom nothing was known (a mapping that had
+    /// grown). What is registered at `from` now can only be the former.
+    fn perhaps_moved(&mut self, id: SpaceId, from: AddrRange, to: Addr) {
+        let end = from.end_subpage();
+        let mut at = from.start.subpage();
+        while let Some((found, entry)) = self.map.next_in(id, at, end) {
+            at = SubpageIndex(found.0 + 1);
+            let target = SubpageIndex(found.0 - from.start.subpage().0 + to.subpage().0);
+            let is_kept = self.retain(entry);
+            self.set_entry(id, target, entry);
+            if let (Some(s), true) = (self.space(id), is_kept) {
+                let one_of = [(found, true), (target, false)];
+                s.suspects.extend(one_of.map(|(at, if_there)| Suspect {
+                    at,
+                    witness: found,
+                    if_there,
+                }));
+            }
+        }
     }
 
     fn move_entries(&mut self, id: SpaceId, from: AddrRange, to: Addr) {
