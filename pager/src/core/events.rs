@@ -322,7 +322,7 @@ impl<S: PageStore> Core<'_, S> {
             self.move_entries(id, shadow(part), to.offset(part.start.0 - from.0));
         }
         self.doubt(id, new);
-        self.rebury(id, from, new);
+        self.rebury(id, from, new, gone);
         if let Some(s) = self.space(id) {
             s.unsettled.moves.push((new, from));
         }

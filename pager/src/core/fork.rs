@@ -244,8 +244,8 @@ impl<S: PageStore> Core<'_, S> {
     /// Something moved to a place that had become free: a child forked before that still has it at its old
     /// place. What lies behind the new place, up to where it had become free, may be its growth. That the child was
     /// forked before is told by what it has at the place from which this moved; and where that was heard of first
-    /// which came to that place later, by what it has where that came from.
-    pub(super) fn rebury(&mut self, id: SpaceId, from: Addr, new: AddrRange) {
+    /// which came to that place later and is there still (not `gone`), by what it has where that came from.
+    pub(super) fn rebury(&mut self, id: SpaceId, from: Addr, new: AddrRange, gone: bool) {
         let Some(s) = self.space_ref(id) else { return };
         let free_to = s
             .unsettled
@@ -254,7 +254,7 @@ impl<S: PageStore> Core<'_, S> {
             .map_or(new.end, |r| r.end.max(new.end));
         let unsettled = &self.spaces[usize::from(id.0)];
         let later = |at: Addr| {
-            let s = unsettled.as_ref()?;
+            let s = unsettled.as_ref().filter(|_| !gone)?;
             Some(s.unsettled.origin(at)?.subpage())
         };
         for g in self.graves.iter_mut().filter(|g| g.space == id) {

@@ -80,8 +80,13 @@ impl<S: PageStore> Core<'_, S> {
                 }
             }
             Input::Measured { space, bytes } => {
+                let mut fell = false;
                 if let Some(s) = self.space(space) {
+                    fell = bytes < s.usage_bytes;
                     s.usage_bytes = bytes;
+                }
+                if fell {
+                    self.unhold();
                 }
                 self.note_peak();
             }

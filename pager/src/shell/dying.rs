@@ -14,6 +14,10 @@ use crate::sys::spawn;
 static CRASH_AT: AtomicU64 = AtomicU64::new(0);
 static PANICS: AtomicBool = AtomicBool::new(false);
 static CRASHED: AtomicBool = AtomicBool::new(false);
+static PANICKED: AtomicBool = AtomicBool::new(false);
+
+/// Characters of a panic's message that are told.
+const MESSAGE_MOST: usize = 200;
 
 /// What `HOLO_CRASH_AT` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +80,16 @@ pub(crate) fn die_of_panics(control: Control) {
             others(info);
             return;
         }
+        if PANICKED.swap(true, Ordering::Relaxed) {
+            // Another thread's: that one tells, and ends both.
+            loop {
+                std::thread::park();
+            }
+        }
         control.add(Scalar::Panics, 1);
-        let what = info.to_string().replace('\n', " ");
+        // No more than a pipe takes at once.
+        let what: String = info.to_string().replace('\n', " ");
+        let what: String = what.chars().take(MESSAGE_MOST).collect();
         // Not as Rust does it, which would wait for a pipe that nobody reads.
         console::message(
             control,

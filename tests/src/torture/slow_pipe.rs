@@ -17,6 +17,7 @@ const PROGRAM: Program = Program {
     bare_peak_mib: 129,
     works: Some("stream_bytes"),
     limit: None,
+    residence_told: None,
 };
 
 /// With 4 KiB a read this is about 2 MB/s: the pipe is always full.

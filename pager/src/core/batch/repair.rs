@@ -24,9 +24,9 @@ pub(super) struct Repair {
     pub(super) redirty: SubpageMask,
     /// Of these, the one that a protection was lifted from, which came there with what moved.
     pub(super) lifted: Option<SubpageIndex>,
-    /// The last one in this round of which that was refused: the page is not there any more, or it is always so.
-    pub(super) refused: Option<SubpageIndex>,
-    /// Rounds with a refusal.
+    /// Of which that was refused in this round: the page is not there any more, or it is always so.
+    pub(super) refused: SubpageMask,
+    /// Rounds of which something refused was there afterwards.
     pub(super) rounds: u32,
 }
 
@@ -103,12 +103,12 @@ impl<S: PageStore> Core<'_, S> {
                 };
                 b.repair.looked = true;
                 b.repair.left = present;
-                let refused = b.repair.refused.take();
-                b.repair.rounds += u32::from(refused.is_some());
-                if let (Some(at), true) = (refused, b.repair.rounds >= ROUNDS) {
-                    if !present.is_empty() {
-                        self.stop(id, StopReason::NotDirtied { at });
-                    }
+                let refused = std::mem::replace(&mut b.repair.refused, SubpageMask::NONE);
+                let still = refused.and(present).iter().next();
+                b.repair.rounds += u32::from(still.is_some());
+                if let (Some(i), Some(p), ROUNDS..) = (still, b.pages.get(b.at), b.repair.rounds) {
+                    let at = p.page.subpage(i);
+                    self.stop(id, StopReason::NotDirtied { at });
                 }
                 self.stats.foreign_repaired += u64::from(!present.is_empty());
             }
@@ -130,7 +130,7 @@ impl<S: PageStore> Core<'_, S> {
                 if outcome != Outcome::Done {
                     // Is it still there?
                     b.repair.looked = false;
-                    b.repair.refused = Some(at);
+                    b.repair.refused = b.repair.refused.with(at.in_page());
                 }
             }
             _ => {}

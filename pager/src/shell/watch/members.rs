@@ -43,9 +43,14 @@ pub(super) struct Member {
 
 impl Member {
     fn open(pid: i32) -> io::Result<Self> {
+        let pidfd = PidFd::open(pid)?;
+        // Nobody has waited for it yet, and its end has been seen: it would wake the control thread for ever.
+        if pidfd.has_exited() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         Ok(Self {
             statm: Statm::open(pid)?,
-            pidfd: PidFd::open(pid)?,
+            pidfd,
             space: None,
             taking: false,
             shares: false,

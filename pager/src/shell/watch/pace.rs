@@ -20,6 +20,8 @@ const SEARCH_SHARE_GROWING: u64 = 3;
 /// Shortest and longest time between two searches for new mappings, nanoseconds.
 const SEARCH_MIN_NS: u64 = 1_000_000;
 const SEARCH_MAX_NS: u64 = 1_000_000_000;
+/// The same at most for children: what a child fills is not seen before it is found.
+const TREE_SHARE_MOST: u64 = 8 * SEARCH_SHARE;
 /// Shortest and longest time between two searches for children, nanoseconds.
 const TREE_MIN_NS: u64 = 10_000_000;
 const TREE_MAX_NS: u64 = 1_000_000_000;
@@ -124,7 +126,8 @@ impl Pace {
 
     /// Children were looked for at `now`, which took so long.
     pub(super) fn tree_took(&mut self, now: u64, cost: u64) {
-        self.next_tree_ns = now + (cost * self.share()).clamp(TREE_MIN_NS, TREE_MAX_NS);
+        let share = self.share().min(TREE_SHARE_MOST);
+        self.next_tree_ns = now + (cost * share).clamp(TREE_MIN_NS, TREE_MAX_NS);
     }
 
     /// Whether the processes of orphans are to be looked for.
@@ -267,13 +270,12 @@ mod tests {
 
     #[test]
     fn while_it_is_quiet_a_search_costs_less() {
-        for (looks, share) in [(QUIET_LOOKS - 1, 50), (QUIET_LOOKS, 1000)] {
+        for (looks, share, tree_share) in [(QUIET_LOOKS - 1, 50, 50), (QUIET_LOOKS, 1000, 400)] {
             let mut pace = quiet_for(looks);
             pace.search_took(NOW, MS / 4, false);
             pace.tree_took(NOW, MS / 4);
-            let at = NOW + share * MS / 4;
-            assert_due_at(at, |now| pace.search_is_due(now, false));
-            assert_due_at(at, |now| pace.tree_is_due(now));
+            assert_due_at(NOW + share * MS / 4, |now| pace.search_is_due(now, false));
+            assert_due_at(NOW + tree_share * MS / 4, |now| pace.tree_is_due(now));
         }
     }
 
