@@ -25,8 +25,9 @@
 //! 3. *A removal message comes before the act.* Until every thread was seen outside the kernel after it, a
 //!    subpage may still be dropped, whatever was written to it meanwhile: `Dropping` entries are not
 //!    evicted. (That the subpage is missing tells nothing: it may have been missing before.)
-//! 4. *Our own `MADV_FREE` sends removal messages too.* Exactly one covers each offered subpage; any more
-//!    are the process's ([`note`]).
+//! 4. *Our own `MADV_FREE` sends removal messages too.* One covers each offered subpage, and any more count
+//!    as the process's ([`note`]). (More can be ours where another thread splits the mapping while ours waits: then a page
+//!    of the program's counts as dropped by it, a known fault.)
 //! 5. *A request on the ring may hit what the process put there meanwhile.* An unmap or move of a page
 //!    between queueing and un-protecting is noticed (its message must be read before the un-protect
 //!    succeeds), and the hit is undone by `MADV_POPULATE_WRITE`, which makes the pages dirty again.

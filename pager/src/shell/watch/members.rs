@@ -184,3 +184,46 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::shell::console::Console;
+    use crate::shell::guardian::tests::{control, line_of};
+    use crate::shell::live::Queue;
+    use crate::sys::spawn;
+
+    #[test]
+    fn a_child_that_has_ended_and_was_not_waited_for_is_no_member() {
+        let control = control();
+        let (line, _guardian) = line_of(control);
+        let (commands, errands) = (Queue::new().unwrap(), Queue::new().unwrap());
+        let mut child = Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let console = Console::open(pid).unwrap();
+        let mut watch = Watch::new(
+            control,
+            Arc::new(commands),
+            Arc::new(errands),
+            line,
+            console,
+        );
+        watch.add_member(pid);
+        assert!(watch.members.contains_key(&pid));
+        drop(child.stdin.take());
+        let end = PidFd::open(pid).unwrap();
+        spawn::poll_readable(&[end.as_raw_fd()], None);
+        watch.bury();
+        assert!(!watch.members.contains_key(&pid));
+        // The next search for children finds it again.
+        watch.add_member(pid);
+        assert!(!watch.members.contains_key(&pid));
+        child.wait().unwrap();
+    }
+}
