@@ -44,7 +44,7 @@ pub(crate) fn crash_at() -> anyhow::Result<Option<Crash>> {
     let crash = Crash::parse(&name).with_context(|| {
         let all: Vec<_> = CrashPoint::ALL.iter().map(|p| p.name()).collect();
         format!(
-            "HOLO_CRASH_AT={name} is no crash point (nor panic: or panics: and one); there are: {}",
+            "HOLO_CRASH_AT={name} is no crash point (nor panic:, panics: or aborts: and one); there are: {}",
             all.join(", ")
         )
     })?;

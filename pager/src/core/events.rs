@@ -42,20 +42,35 @@ impl<S: PageStore> Core<'_, S> {
         }
         match event {
             Event::Fault {
-                at, write, protect, ..
-            } => self.fault_read(Fault {
-                space: id,
-                at: at.subpage(),
+                at,
                 write,
                 protect,
-                since: self.now,
-                own: false,
-                alone: false,
-            }),
+                thread,
+            } => {
+                self.waits(id, thread);
+                self.fault_read(Fault {
+                    space: id,
+                    at: at.subpage(),
+                    write,
+                    protect,
+                    since: self.now,
+                    own: false,
+                    alone: false,
+                });
+            }
             Event::Fork { fd } => self.forked(id, fd, seq),
             Event::Remap { from, to, len } => self.moved(id, (from, to, len), seq, gone),
             Event::Remove(range) => self.removed(id, range, seq),
             Event::Unmap(range) => self.unmapped(id, range, gone),
+        }
+    }
+
+    /// Says who waits, where the process is not known: by what is in its memory it cannot be told if nothing is.
+    fn waits(&mut self, id: SpaceId, thread: u32) {
+        if let Some(s) = self.space(id).filter(|s| !s.told && !s.known) {
+            if s.waiting.replace(thread) != Some(thread) {
+                self.errands.push_back(Op::Waits { space: id, thread });
+            }
         }
     }
 
@@ -77,16 +92,16 @@ impl<S: PageStore> Core<'_, S> {
             b.note_removal(
                 range,
                 |i| (self.notes.queued(id, i), self.notes.counted(id, i, 1)),
-                |i, ours, heard| noted.push((i, ours, heard)),
+                |i, told, heard| noted.push((i, told, heard)),
             );
             if let Some(s) = self.space(id) {
                 s.batch = Some(b);
             }
         }
         let mut counted = Vec::new();
-        for (i, covered, heard) in noted {
+        for (i, [told, covered], heard) in noted {
             self.notes.set_heard(id, i, heard);
-            self.notes.count(id, i, covered, seq);
+            self.notes.count(id, i, told, seq);
             // The second one is the process's, and is known at once: a fork read next copies the entry.
             let twice = self.notes.counted(id, i, 2).and(covered);
             let mine = covered.minus(twice);
@@ -369,6 +384,7 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(b) = s.batch.as_mut() {
             b.chase(old, to);
         }
+        s.chase_hits(old, to);
         s.sweep_after = super::Nanos(0);
         let left = s.unsettled.left.clone();
         self.notes.set_left(id, &left);

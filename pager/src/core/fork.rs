@@ -67,6 +67,10 @@ impl<S: PageStore> Core<'_, S> {
                 break;
             }
             if free {
+                if let Entry::Staged(f, _) = entry {
+                    // Its batch may be over, and nobody else refer to it.
+                    self.add_orphan(f);
+                }
                 let all = [witness].into_iter().chain(witness_too);
                 suspects.extend(all.map(|witness| Suspect {
                     at,
@@ -82,6 +86,11 @@ impl<S: PageStore> Core<'_, S> {
         // What the fork left out (MADV_DONTFORK) is nothing of the child's.
         space.unproved = Some(Unproved::default());
         if let Some(p) = self.space(parent) {
+            space.hits.clone_from(&p.hits);
+            if let Some(b) = p.batch.as_mut() {
+                space.hits.extend(b.hits());
+                b.has_child(child);
+            }
             if !p.known {
                 space.moves = p.moves.clone();
                 space.lineage = p.lineage.clone();
@@ -102,6 +111,17 @@ impl<S: PageStore> Core<'_, S> {
             space.never = p.never.clone();
             if p.life == Life::Detaching {
                 space.life = Life::Detaching;
+            }
+        }
+        // A grandchild of whoever has a batch under way.
+        for b in self
+            .spaces
+            .iter_mut()
+            .flatten()
+            .filter_map(|s| s.batch.as_mut())
+        {
+            if b.will_tell(parent) {
+                b.has_child(child);
             }
         }
         let doomed = self.map.state(child) == SlotState::Doomed;
@@ -188,7 +208,8 @@ impl<S: PageStore> Core<'_, S> {
 
     /// The children that were forked just now may have what is in `range` at its new place: if they were forked
     /// after the move, which is why the old place is not theirs. One that has changed the old place itself
-    /// tells by what it has at the new one, unless that was there before.
+    /// tells by what it has at the new one. Where the new place was the child's before, in the order of the messages,
+    /// that order is believed: that the old place is not the child's may be since the fork left it out (MADV_DONTFORK).
     pub(super) fn doubt_move(&mut self, parent: SpaceId, range: AddrRange, to: Addr) {
         let end = range.end_subpage();
         for child in self.newborn(parent) {
@@ -202,7 +223,7 @@ impl<S: PageStore> Core<'_, S> {
                 let its_own = |at: SubpageIndex| y.own.around(at.start()).is_some();
                 let occupied = y.inherited.around(target.start()).is_some();
                 let by_old_place = !its_own(found);
-                let nobody_knows = its_own(target) || occupied && !by_old_place;
+                let nobody_knows = its_own(target) || occupied;
                 if nobody_knows
                     || self.map.entry(child, target) != Entry::Nothing
                     || !self.give(child, target, entry)
@@ -316,10 +337,14 @@ impl<S: PageStore> Core<'_, S> {
 
     /// The fork that made `id` wiped `range`: so it did for children that `id` had before this was known.
     pub(super) fn wiped(&mut self, id: SpaceId, range: AddrRange) {
+        let Some(looked_at) = self.space(id) else {
+            return;
+        };
+        let seen = looked_at.seen.clone();
         for child in self.all_spaces() {
             let unknown = self.space_ref(child).filter(|s| !s.known);
             for r in unknown
-                .map_or_else(Ranges::new, |s| s.since_look(id, range))
+                .map_or_else(Ranges::new, |s| s.since_look(id, range, &seen))
                 .iter()
             {
                 self.forget_bytes(child, r);

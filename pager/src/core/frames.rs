@@ -48,6 +48,12 @@ impl Frames {
         self.holds[usize::from(frame.0)]
     }
 
+    /// The frames that are held.
+    pub(crate) fn held(&self) -> impl Iterator<Item = FrameId> + '_ {
+        let all = (0..).map(FrameId).zip(&self.holds);
+        all.filter(|&(_, &holds)| holds > 0).map(|(f, _)| f)
+    }
+
     pub(crate) fn free(&self) -> usize {
         self.free.len()
     }

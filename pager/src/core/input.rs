@@ -53,6 +53,9 @@ impl<S: PageStore> Core<'_, S> {
             }
             Input::Registered { space, range } => {
                 if let Some(s) = self.space(space) {
+                    if !s.known {
+                        s.seen.add(range);
+                    }
                     if s.regions.around(range.start) != Some(range) {
                         s.regions.add(range);
                         s.hearsay.add(range);
@@ -69,12 +72,12 @@ impl<S: PageStore> Core<'_, S> {
             Input::Wiped { space, range } => {
                 if let Some(s) = self.space(space).filter(|s| !s.known) {
                     s.wiped.push(range);
+                    s.seen.add(range);
                 }
             }
             Input::Quiesced { space, count } => {
                 if let Some(s) = self.space(space) {
-                    s.quiesce_count = s.quiesce_count.max(count);
-                    s.quiesce_asked = false;
+                    s.quiesced(count, now);
                     let awaited = s.drops.quiesced(s.quiesce_count);
                     self.notes.set_large_drop(space, awaited);
                 }

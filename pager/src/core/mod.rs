@@ -63,6 +63,8 @@ mod ranges;
 mod recover;
 mod restore;
 mod schedule;
+#[cfg(test)]
+mod scripted;
 mod space;
 mod stats;
 mod unsettled;
@@ -73,6 +75,7 @@ use std::collections::VecDeque;
 use holo_proto::{AddrRange, PAGE_BYTES, SUBPAGE_BYTES, SpaceId, SubpageIndex};
 
 use crate::store::api::{PageStore, Ticket};
+use batch::Batch;
 use fault::{Fault, Install};
 use frames::Frames;
 use note::Notes;
@@ -463,10 +466,9 @@ impl<'m, S: PageStore> Core<'m, S> {
             return;
         };
         self.release_children(id);
-        if let Some(b) = s.batch.take() {
-            for f in b.frames() {
-                self.frames.drop_hold(f);
-            }
+        let mut batch = s.batch.take();
+        if let Some(b) = batch.as_mut() {
+            self.leave_hits(id, b);
         }
         if self.install.as_ref().is_some_and(|i| i.fault.space == id) {
             if let Some(f) = self.install.take().and_then(|i| i.frame) {
@@ -483,6 +485,9 @@ impl<'m, S: PageStore> Core<'m, S> {
             Entry::Staged(f, _) => frames.drop_hold(f),
             Entry::Nothing | Entry::Dropping(_) => {}
         });
+        for f in batch.iter().flat_map(Batch::frames) {
+            self.leave_frame(f);
+        }
         self.ready.retain(|f| f.space != id);
         self.held.retain(|f| f.space != id);
         self.errands.push_back(Op::Closed {

@@ -193,14 +193,16 @@ pub enum Op {
         /// Whose.
         space: SpaceId,
     },
-    /// Makes a present page of a read-only mapping dirty by writing what was read. Not for a writable one: what
-    /// the process writes between the two would be undone. Refused where there is no page, or none that may be
-    /// written.
+    /// Makes a present page of a read-only mapping dirty by writing what was read. What the process writes between
+    /// the two is undone: so it ends as [`Outcome::Writable`] where the process may write. Refused where there is no
+    /// page, or none that even we may write.
     Redirty {
         /// Where.
         space: SpaceId,
         /// Which subpage.
         at: SubpageIndex,
+        /// Also where the process may write: there is no other way.
+        even_if_writable: bool,
     },
     /// Asks for a ring in the target. It ends as [`Input::RingReady`] or [`Input::RingRefused`].
     NeedRing {
@@ -222,6 +224,13 @@ pub enum Op {
         space: SpaceId,
         /// Its userfaultfd, as a descriptor number of the pager.
         fd: u32,
+    },
+    /// A thread waits for a page of a space whose process is not known: a hint for the shell's search.
+    Waits {
+        /// Where.
+        space: SpaceId,
+        /// The thread, as its own pid namespace counts.
+        thread: u32,
     },
     /// The space is over: its descriptors can be closed.
     Closed {
@@ -288,6 +297,8 @@ pub enum Outcome {
     Edge,
     /// Nothing done: a page is already there (`EEXIST`).
     AlreadyThere,
+    /// Nothing done: the process may write there.
+    Writable,
     /// The address space is gone (`ESRCH`).
     Gone,
     /// No memory for it now (`ENOMEM`).

@@ -12,18 +12,32 @@ const ORPHANS_REST_MOST_NS: u64 = 10_000_000_000;
 
 impl<S: PageStore> Core<'_, S> {
     pub(super) fn step_orphans(&mut self) -> Option<Op> {
-        if self.orphan_ticket.is_some() || self.now < self.orphans_rest_until {
+        if self.orphan_ticket.is_some() {
             return None;
         }
-        let free = self.orphans.iter().position(|&f| !self.is_noted(f))?;
-        self.orphans.swap(0, free);
-        let frame = *self.orphans.front()?;
-        let mask = self.staged_anywhere(frame);
-        if mask.is_empty() {
+        // Those to which nothing refers any more are free, also while the store rests.
+        let frames = &mut self.frames;
+        self.orphans.retain(|&f| {
+            let referred = frames.holds(f) > 1;
+            if !referred {
+                frames.drop_hold(f);
+            }
+            referred
+        });
+        if self.now < self.orphans_rest_until {
+            return None;
+        }
+        let (frame, mask) = loop {
+            let free = self.orphans.iter().position(|&f| !self.is_of_a_batch(f))?;
+            self.orphans.swap(0, free);
+            let frame = *self.orphans.front()?;
+            let mask = self.staged_anywhere(frame);
+            if !mask.is_empty() {
+                break (frame, mask);
+            }
             self.orphans.pop_front();
             self.frames.drop_hold(frame);
-            return None;
-        }
+        };
         let ticket = self.new_ticket();
         self.orphan_ticket = Some(ticket);
         Some(Op::Put {
@@ -40,6 +54,42 @@ impl<S: PageStore> Core<'_, S> {
             self.frames.hold(frame);
             self.orphans.push_back(frame);
         }
+    }
+
+    /// A batch is done with a frame. Entries may still refer to it: those of a fork's child or of a page that moved, where the
+    /// space ended before the store had it, or the store had no room for it.
+    pub(super) fn leave_frame(&mut self, frame: FrameId) {
+        if self.frames.holds(frame) > 1 {
+            self.add_orphan(frame);
+        }
+        self.frames.drop_hold(frame);
+    }
+
+    /// Frames that entries refer to and that nobody will bring to the store. There must be none: they would be lost to
+    /// all processes for as long as the entries live.
+    #[must_use]
+    pub fn frames_forsaken(&self) -> usize {
+        let batches = self
+            .spaces
+            .iter()
+            .flatten()
+            .filter_map(|s| s.batch.as_ref());
+        let install = self.install.as_ref().and_then(|i| i.frame);
+        // These end when no change of mappings is under way.
+        let graves = self.graves.iter().filter_map(|g| match g.entry {
+            Entry::Staged(f, _) => Some(f),
+            Entry::Stored(_) | Entry::Nothing | Entry::Dropping(_) => None,
+        });
+        let cared_for: Vec<_> = batches
+            .flat_map(super::batch::Batch::frames)
+            .chain(self.orphans.iter().copied())
+            .chain(install)
+            .chain(graves)
+            .collect();
+        self.frames
+            .held()
+            .filter(|f| !cared_for.contains(f))
+            .count()
     }
 
     /// The subpages of `frame` that any entry refers to.

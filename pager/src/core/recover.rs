@@ -45,15 +45,17 @@ impl<'m, S: PageStore> Core<'m, S> {
             let known = core.map.fork_seq(id).is_none();
             let mut space = Box::new(Space::new(id, known, core.tracked_pages));
             // A removal that the predecessor read may still be on its way: nothing that is marked so is
-            // evicted before a quiesce of our own. So none that the predecessor saw counts.
-            let mut first = None;
+            // evicted before a quiesce of our own. So none that the predecessor saw counts, and the first of ours
+            // ends all marks.
+            let mut oldest = None;
             core.map
                 .for_each_in(id, AddrRange::new(0, u64::MAX), |_, e| {
                     if let Entry::Dropping(n) = e {
-                        first = Some(first.map_or(n, |m: u64| m.min(n)));
+                        oldest = Some(oldest.map_or(n, |m: u64| m.min(n)));
+                        space.quiesce_inherited = space.quiesce_inherited.max(n);
                     }
                 });
-            space.quiesce_count = first.unwrap_or(0);
+            space.quiesce_count = oldest.unwrap_or(0);
             if core.notes.has_large_drop(id) {
                 let all = AddrRange::new(0, USER_END.0);
                 space.drops.add(all, space.quiesce_count);
@@ -88,5 +90,47 @@ impl<'m, S: PageStore> Core<'m, S> {
             core.wake_all(id);
         }
         Ok(core)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holo_proto::SubpageIndex;
+
+    use super::super::Input;
+    use super::super::scripted::{Hollow, config, memory};
+    use super::*;
+
+    #[test]
+    fn one_quiesce_ends_all_marks_of_a_predecessor() {
+        let memory = memory();
+        let mut dead = Core::create(memory, Hollow::default(), config()).unwrap();
+        let space = dead.add_space(0).unwrap();
+        for (at, mark) in [(1, 3), (2, 500)] {
+            let entry = Entry::Dropping(mark);
+            dead.map.replace(space, SubpageIndex(at), entry).unwrap();
+        }
+        drop(dead);
+        let recovered = Core::recover(memory, config(), |_| Ok::<_, MapError>(Hollow::default()));
+        let mut core = recovered.unwrap();
+        let s = core.space(space).unwrap();
+        // None counts that the predecessor saw.
+        assert_eq!((s.quiesce_count, s.next_quiesce()), (3, 3));
+        assert_eq!(s.ask_quiesce(Nanos(0)), Some(501));
+        assert_eq!(s.ask_quiesce(Nanos(0)), None);
+        // What is dropped now may be dropped after that one.
+        assert_eq!(s.next_quiesce(), 501);
+        let input = |count| Input::Quiesced { space, count };
+        core.handle(Nanos(0), input(0));
+        // It did not come about: the next one has time.
+        let s = core.space(space).unwrap();
+        assert_eq!(s.ask_quiesce(Nanos(1_000_000)), None);
+        assert_eq!(
+            core.space(space).unwrap().ask_quiesce(Nanos(1 << 40)),
+            Some(501)
+        );
+        core.handle(Nanos(0), input(501));
+        let s = core.space(space).unwrap();
+        assert_eq!((s.quiesce_count, s.ask_quiesce(Nanos(0))), (501, Some(502)));
     }
 }

@@ -5,7 +5,7 @@
 //! Only then may the map forget it. Without a ring, or where populate is refused (a read-only mapping), pages
 //! are installed from here, and what is present already is made dirty through `/proc/PID/mem`: a byte is read
 //! and written back, which would undo what the process writes there in between, so only where it cannot write
-//! or there is no other way.
+//! or there is no other way. Where it has become able to since populate was refused, populate is tried again.
 //!
 //! Nothing is forgotten on the word of an operation alone: the process may have moved other pages to these
 //! addresses meanwhile. So at last a change of protection is made there. It fails while any move or unmap
@@ -28,6 +28,8 @@ const WINDOW: usize = 8;
 /// A page that cannot be made dirty is tried again so often, after a rest that doubles each time.
 const REFUSALS: u32 = 7;
 const REST_NS: u64 = 1_000_000;
+/// Populate is tried again so often where it is refused though the process may write (a protection key).
+const POPULATED_ENOUGH: u32 = 4;
 /// Pages with holes that are remembered: more than are asked for at once.
 const HOLED: usize = 2 * WINDOW;
 
@@ -95,6 +97,8 @@ pub(crate) struct Restore {
     /// The ring had no room: nothing more before a request ends.
     full: bool,
     direct: Option<Direct>,
+    /// Where populate was refused though the process may write, and how often in a row.
+    writable: Option<(SubpageIndex, u32)>,
     /// Pages that no request can be about as a whole: asked for subpage by subpage.
     holed: VecDeque<PageIndex>,
     step: Step,
@@ -222,7 +226,10 @@ impl<S: PageStore> Core<'_, S> {
             return None;
         }
         if s.restore.is_idle() {
-            return self.step_let_go(id);
+            // First what was hit here by a relative's request, or is yet to be told of.
+            let batches = |s: &super::Space| s.batch.as_ref().is_some_and(|b| b.will_tell(id));
+            let waits = !s.hits.is_empty() || self.spaces.iter().flatten().any(|s| batches(s));
+            return if waits { None } else { self.step_let_go(id) };
         }
         if let Some(f) = s.restore.flights.iter().find(|f| f.ended).copied() {
             s.restore.step = Step::Prove(f.page());
@@ -313,6 +320,10 @@ impl<S: PageStore> Core<'_, S> {
 
     /// Forgets what the map says of a range that is resident and dirty.
     fn forget_restored(&mut self, id: SpaceId, range: AddrRange) {
+        if let Some(s) = self.space(id) {
+            let writable = &mut s.restore.writable;
+            *writable = writable.filter(|w| !range.contains(w.0.start()));
+        }
         self.forget_bytes(id, range);
         self.crash(CrashPoint::Restored);
     }
@@ -369,7 +380,15 @@ impl<S: PageStore> Core<'_, S> {
                     range: one,
                 }
             }
-            Stage::Redirty => Op::Redirty { space: id, at },
+            Stage::Redirty => {
+                let s = self.space(id)?;
+                Op::Redirty {
+                    space: id,
+                    at,
+                    even_if_writable: s.ring != Ring::Ready
+                        || s.restore.writable == Some((at, POPULATED_ENOUGH)),
+                }
+            }
             Stage::Look => Op::Look {
                 space: id,
                 page: at.page(),
@@ -416,6 +435,16 @@ impl<S: PageStore> Core<'_, S> {
                 return;
             }
             (Stage::Open, _) => Stage::Redirty,
+            (Stage::Redirty, Outcome::Writable) => {
+                let at = d.at;
+                if let Some(s) = self.space(id) {
+                    let before = s.restore.writable.filter(|w| w.0 == at);
+                    s.restore.writable = Some((at, 1 + before.map_or(0, |w| w.1)));
+                    s.restore.direct = None;
+                    s.restore.cursor = None;
+                }
+                return;
+            }
             (Stage::Redirty, _) => Stage::Look,
             (Stage::Look, Outcome::Look(look)) if look.present.has(d.at.in_page()) => Stage::Prove,
             (Stage::Prove, Outcome::Done) if !d.disturbed && d.refused => {
@@ -528,5 +557,107 @@ impl<S: PageStore> Core<'_, S> {
         }
         self.end_space(id, true);
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scripted::{Hollow, core_of, play};
+    use super::super::{Entry, Input, PageLook};
+    use super::*;
+    use crate::store::api::Location;
+
+    const EINVAL: i32 = -22;
+    const PAGE: PageIndex = PageIndex(0x700);
+
+    /// One subpage whose content is stored and that is present, clean: never to be paged again.
+    fn stayed() -> (Core<'static, Hollow>, SpaceId, SubpageIndex) {
+        let (mut core, space) = core_of(PAGE.range());
+        let at = PAGE.subpage(3);
+        core.map
+            .replace(space, at, Entry::Stored(Location(8)))
+            .unwrap();
+        let range = one(at);
+        core.handle(Nanos(0), Input::Never { space, range });
+        (core, space, at)
+    }
+
+    fn present(op: &Op) -> Option<Outcome> {
+        let look = PageLook {
+            present: holo_proto::SubpageMask::ALL,
+            ..PageLook::default()
+        };
+        match op {
+            Op::Look { .. } => Some(Outcome::Look(look)),
+            Op::Copy { .. } => Some(Outcome::AlreadyThere),
+            _ => None,
+        }
+    }
+
+    fn populates(asked: &[Op]) -> usize {
+        let populates = |op: &&Op| matches!(op, Op::Advise { .. });
+        asked.iter().filter(populates).count()
+    }
+
+    #[test]
+    fn what_became_writable_is_populated_and_not_written_back() {
+        let (mut core, space, at) = stayed();
+        let mut results = [EINVAL, 0].into_iter();
+        let asked = play(
+            &mut core,
+            |range| {
+                assert_eq!(range, one(at));
+                results.next().unwrap()
+            },
+            |op| match op {
+                Op::Redirty {
+                    even_if_writable, ..
+                } => {
+                    assert!(!even_if_writable);
+                    Some(Outcome::Writable)
+                }
+                _ => present(op),
+            },
+        );
+        assert_eq!(populates(&asked), 2);
+        assert_eq!(core.map.entry(space, at), Entry::Nothing);
+        assert_eq!(core.store.released, [Location(8)]);
+    }
+
+    #[test]
+    fn what_populate_always_refuses_is_written_back_at_last() {
+        let (mut core, space, at) = stayed();
+        let asked = play(
+            &mut core,
+            |_| EINVAL,
+            |op| match op {
+                Op::Redirty {
+                    even_if_writable: false,
+                    ..
+                } => Some(Outcome::Writable),
+                _ => present(op),
+            },
+        );
+        assert_eq!(populates(&asked), 1 + POPULATED_ENOUGH as usize);
+        assert_eq!(core.map.entry(space, at), Entry::Nothing);
+        assert_eq!(core.store.released, [Location(8)]);
+    }
+
+    #[test]
+    fn what_cannot_be_made_dirty_at_all_stops_the_process() {
+        let (mut core, space, at) = stayed();
+        let asked = play(
+            &mut core,
+            |_| EINVAL,
+            |op| match op {
+                Op::Redirty { .. } => Some(Outcome::Refused(5)),
+                _ => present(op),
+            },
+        );
+        let tries = |op: &&Op| matches!(op, Op::Redirty { .. });
+        assert_eq!(asked.iter().filter(tries).count(), 1 + REFUSALS as usize);
+        let why = StopReason::NotDirtied { at };
+        assert_eq!(asked.last(), Some(&Op::Stop { space, why }));
+        assert!(core.store.released.is_empty());
     }
 }

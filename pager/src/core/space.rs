@@ -65,6 +65,9 @@ pub(crate) struct Unproved {
 
 /// How long a fork's child is young.
 const CHILDHOOD_NS: u64 = 1_000_000_000;
+/// After a quiesce that did not come about, so long until the next one; it doubles so often.
+const QUIESCE_REST_NS: u64 = 10_000_000;
+const QUIESCE_RESTS: u32 = 7;
 
 /// One address space.
 pub(crate) struct Space {
@@ -81,8 +84,12 @@ pub(crate) struct Space {
     pub(crate) waits_for: Option<SpaceId>,
     /// The shell has said all that it knows.
     pub(crate) told: bool,
+    /// Before that: the thread that was last heard of to wait for a page.
+    pub(crate) waiting: Option<u32>,
     /// What it has seen wiped: no sooner believed than all is heard of that was moved before it looked.
     pub(crate) wiped: Vec<AddrRange>,
+    /// Mappings that the same look saw.
+    pub(crate) seen: Ranges,
     pub(crate) unsettled: Unsettled,
     /// Of a fork's child whose parent is unsettled.
     pub(crate) youth: Option<Youth>,
@@ -113,6 +120,8 @@ pub(crate) struct Space {
     /// Requests that were ever put into the ring.
     pub(crate) requests: u32,
     pub(crate) batch: Option<Batch>,
+    /// Pages that it shares, or did, with a relative in which a request may have hit them: to be made dirty here as well.
+    pub(crate) hits: Vec<PageIndex>,
     pub(crate) restore: Restore,
     pub(crate) policy: Policy,
     pub(crate) queued: PageSet,
@@ -126,7 +135,13 @@ pub(crate) struct Space {
     /// Where a sequential first touch would come next.
     pub(crate) zero_next: SubpageIndex,
     pub(crate) quiesce_count: u64,
-    pub(crate) quiesce_asked: bool,
+    /// The quiesce that was asked for and has not been yet.
+    pub(crate) quiesce_asked: Option<u64>,
+    /// How many in a row did not come about, and the moment before which none is asked for.
+    pub(crate) quiesces_failed: u32,
+    pub(crate) quiesce_after: Nanos,
+    /// The newest number that a predecessor's marks have: the first quiesce is after all of them.
+    pub(crate) quiesce_inherited: u64,
     pub(crate) drops: Drops,
     /// Some faults were dropped for want of room: wake everything when there is room.
     pub(crate) overflowed: bool,
@@ -146,7 +161,9 @@ impl Space {
             lineage: vec![(id, 0)],
             waits_for: None,
             told: false,
+            waiting: None,
             wiped: Vec::new(),
+            seen: Ranges::new(),
             unsettled: Unsettled::default(),
             youth: None,
             suspects: Vec::new(),
@@ -165,6 +182,7 @@ impl Space {
             ring: Ring::Absent,
             requests: 0,
             batch: None,
+            hits: Vec::new(),
             restore: Restore::default(),
             policy: Policy::new(pages, pages),
             queued: PageSet::new(pages),
@@ -174,7 +192,10 @@ impl Space {
             born: None,
             zero_next: SubpageIndex(0),
             quiesce_count: 0,
-            quiesce_asked: false,
+            quiesce_asked: None,
+            quiesces_failed: 0,
+            quiesce_after: Nanos(0),
+            quiesce_inherited: 0,
             drops: Drops::default(),
             overflowed: false,
             fruitless: 0,
@@ -222,12 +243,52 @@ impl Space {
     /// The quiesce after which a drop that was heard of just now has happened. One that was asked for
     /// before may end before that.
     pub(crate) fn next_quiesce(&self) -> u64 {
-        self.quiesce_count + u64::from(self.quiesce_asked)
+        self.quiesce_asked.unwrap_or(self.quiesce_count)
     }
 
-    /// Where that is now which was in `range` of this process, or of a parent before it forked, when somebody looked.
-    /// That was after the last move to there.
-    pub(crate) fn since_look(&self, of: SpaceId, range: AddrRange) -> Ranges {
+    /// The number of a quiesce to ask for, unless one is under way or the last one has just failed.
+    pub(crate) fn ask_quiesce(&mut self, now: Nanos) -> Option<u64> {
+        if self.quiesce_asked.is_some() || now < self.quiesce_after {
+            return None;
+        }
+        self.quiesce_asked = Some(self.quiesce_count.max(self.quiesce_inherited) + 1);
+        self.quiesce_asked
+    }
+
+    /// A quiesce has been, or (a count of zero) has not come about: it stops all threads, so the next try has time.
+    pub(crate) fn quiesced(&mut self, count: u64, now: Nanos) {
+        self.quiesce_asked = None;
+        if count == 0 {
+            self.quiesce_after = now.after(QUIESCE_REST_NS << self.quiesces_failed);
+            self.quiesces_failed = (self.quiesces_failed + 1).min(QUIESCE_RESTS);
+        } else {
+            self.quiesces_failed = 0;
+            self.quiesce_after = now;
+            self.quiesce_count = self.quiesce_count.max(count);
+        }
+    }
+
+    /// What was hit has moved.
+    pub(crate) fn chase_hits(&mut self, from: AddrRange, to: Addr) {
+        let parts = self.hits.iter().map(|p| p.range().intersect(from));
+        let there: Vec<_> = parts
+            .filter(|r| !r.is_empty())
+            .flat_map(|r| {
+                let start = to.offset(r.start.0 - from.start.0);
+                let end = start.offset(r.len());
+                AddrRange { start, end }.pages()
+            })
+            .collect();
+        for page in there {
+            if !self.hits.contains(&page) {
+                self.hits.push(page);
+            }
+        }
+    }
+
+    /// Where that is now which was in `range` of this process, or of a parent before it forked, when somebody looked and
+    /// saw mappings in `seen`. That was after the last move to there, but for moves of what was seen where it came from.
+    pub(crate) fn since_look(&self, of: SpaceId, range: AddrRange, seen: &Ranges) -> Ranges {
         let mut now = Ranges::new();
         let Some(i) = self.lineage.iter().position(|l| l.0 == of) else {
             return now;
@@ -236,7 +297,7 @@ impl Space {
         let end = self.lineage.get(i + 1).map_or(self.moves.len(), |l| l.1);
         let arrived = |&(from, to): &(AddrRange, Addr)| {
             let end = to.offset(from.len());
-            AddrRange { start: to, end }.overlaps(range)
+            AddrRange { start: to, end }.overlaps(range) && !seen.without(from).is_empty()
         };
         let last = self.moves[first..end].iter().rposition(arrived);
         now.add(range);
@@ -291,5 +352,27 @@ mod tests {
         assert_eq!(queued, [(10, 20), (20, 40), (50, 55), (55, 60)]);
         assert!(s.unsettled.adopted.is_empty());
         assert_eq!(s.unsettled.torn, [AddrRange::new(70, 80)]);
+    }
+
+    #[test]
+    fn what_moved_over_a_wiped_mapping_is_not_wiped() {
+        let mut s = Space::new(SpaceId(0), false, 16);
+        let wiped = AddrRange::new(0x25000, 0x29000);
+        s.moves
+            .push((AddrRange::new(0x8000, 0x9000), Addr(0x27000)));
+        let mut seen = Ranges::new();
+        seen.add(wiped);
+        let of_wiped = |s: &Space, seen: &Ranges| -> Vec<_> {
+            let now = s.since_look(SpaceId(0), wiped, seen);
+            now.iter().map(|r| (r.start.0, r.end.0)).collect()
+        };
+        // Nothing was where it came from: it had come before the look.
+        assert_eq!(of_wiped(&s, &seen), [(0x25000, 0x29000)]);
+        // It was there still, so it came after that.
+        seen.add(AddrRange::new(0x3000, 0xb000));
+        assert_eq!(
+            of_wiped(&s, &seen),
+            [(0x25000, 0x27000), (0x28000, 0x29000)]
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! Either way at once, with nothing unwound: what an owner closes on the way out is closed in the table that the
 //! successor takes over, userfaultfds first of all.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::console;
 use super::control::{Control, Scalar};
@@ -12,7 +12,10 @@ use crate::sys::spawn;
 
 /// The point's number plus one.
 static CRASH_AT: AtomicU64 = AtomicU64::new(0);
-static PANICS: AtomicBool = AtomicBool::new(false);
+static HOW: AtomicU8 = AtomicU8::new(KILL);
+const KILL: u8 = 0;
+const PANIC: u8 = 1;
+const ABORT: u8 = 2;
 static CRASHED: AtomicBool = AtomicBool::new(false);
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
@@ -28,6 +31,8 @@ pub enum Crash {
     Panic(CrashPoint),
     /// `panics:NAME`: each one panics.
     Panics(CrashPoint),
+    /// `aborts:NAME`: each one is ended by a signal for a fault of its own, and says nothing.
+    Aborts(CrashPoint),
 }
 
 impl Crash {
@@ -38,6 +43,7 @@ impl Crash {
             None => (Self::Kill, text),
             Some(("panic", name)) => (Self::Panic, name),
             Some(("panics", name)) => (Self::Panics, name),
+            Some(("aborts", name)) => (Self::Aborts, name),
             Some(_) => return None,
         };
         CrashPoint::from_name(name).map(how)
@@ -47,14 +53,15 @@ impl Crash {
 /// Has this pager die as it was asked, unless an earlier one has been told to and its successor is to live.
 pub(crate) fn arm(control: Control, crash: Option<Crash>) {
     let Some(crash) = crash else { return };
-    let (point, panics) = match crash {
-        Crash::Kill(point) => (point, false),
-        Crash::Panic(point) | Crash::Panics(point) => (point, true),
+    let (point, how) = match crash {
+        Crash::Kill(point) => (point, KILL),
+        Crash::Panic(point) | Crash::Panics(point) => (point, PANIC),
+        Crash::Aborts(point) => (point, ABORT),
     };
     let is_first = control.get(Scalar::Crashed) == 0;
-    if is_first || matches!(crash, Crash::Panics(_)) {
+    if is_first || matches!(crash, Crash::Panics(_) | Crash::Aborts(_)) {
         control.set(Scalar::Crashed, 1);
-        PANICS.store(panics, Ordering::Relaxed);
+        HOW.store(how, Ordering::Relaxed);
         CRASH_AT.store(point as u64 + 1, Ordering::Relaxed);
     }
 }
@@ -64,8 +71,11 @@ pub(crate) fn crash(point: CrashPoint) {
     if CRASH_AT.load(Ordering::Relaxed) == point as u64 + 1
         && !CRASHED.swap(true, Ordering::Relaxed)
     {
-        assert!(!PANICS.load(Ordering::Relaxed), "as HOLO_CRASH_AT says");
-        spawn::die();
+        match HOW.load(Ordering::Relaxed) {
+            PANIC => panic!("as HOLO_CRASH_AT says"),
+            ABORT => std::process::abort(),
+            _ => spawn::die(),
+        }
     }
 }
 
@@ -109,6 +119,7 @@ mod tests {
         assert_eq!(Crash::parse("staged"), Some(Crash::Kill(point)));
         assert_eq!(Crash::parse("panic:staged"), Some(Crash::Panic(point)));
         assert_eq!(Crash::parse("panics:staged"), Some(Crash::Panics(point)));
+        assert_eq!(Crash::parse("aborts:staged"), Some(Crash::Aborts(point)));
         for wrong in ["", "panic:", "panic", "stage", "dies:staged"] {
             assert_eq!(Crash::parse(wrong), None, "{wrong:?}");
         }

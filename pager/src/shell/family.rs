@@ -13,7 +13,7 @@ use holo_proto::{Addr, AddrRange, SUBPAGE_BYTES};
 use super::scan;
 use crate::sys::errors::UffdError;
 use crate::sys::pagemap::{Pagemap, PresentRun};
-use crate::sys::procfs::Children;
+use crate::sys::procfs::{self, Children};
 use crate::sys::uffd::{EVENT_WORDS, Event, Uffd};
 use crate::sys::{spawn, table};
 
@@ -100,6 +100,17 @@ pub(crate) fn compare(uffd: &Uffd, pid: i32) -> Match {
     Match::Unsure
 }
 
+/// The process of a thread that waits for a page of its own memory, outside any system call: then the memory that
+/// it waits for is its process's. (A system call may read another one's.) `thread` as a message names it, in its own
+/// pid namespace: only of ours is it known which one that is.
+pub(crate) fn waits_in_own_memory(thread: u32) -> Option<i32> {
+    let thread = i32::try_from(thread).ok()?;
+    let pid = procfs::process_of(thread).ok()?;
+    let theirs = procfs::pid_namespace(&pid.to_string()).ok()?;
+    let same = procfs::pid_namespace("self").ok()? == theirs;
+    (same && procfs::waits_outside_calls(thread).ok()?).then_some(pid)
+}
+
 /// Whether the address space of a descriptor is gone.
 pub(crate) fn is_gone(uffd: &Uffd) -> bool {
     // Of an address that no mapping of ours holds: ENOENT while the address space lives.
@@ -149,5 +160,32 @@ pub(crate) fn let_go(uffd: &Uffd, pid: i32) {
             _ => continue,
         }
         spawn::poll_readable(&[uffd.as_raw_fd()], Some(PAUSE_NS));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::{Target, next_event};
+
+    #[test]
+    fn who_waits_for_a_page_of_its_own_is_told_by_its_thread() {
+        let mut target = Target::start();
+        let range = target.map(16);
+        let uffd = target.uffd();
+        uffd.register(range).unwrap();
+        // It waits for what it is to do, in a system call.
+        assert_eq!(waits_in_own_memory(target.pid.cast_unsigned()), None);
+        target.begin_peek(range.start);
+        let Event::Fault { thread, .. } = next_event(&uffd) else {
+            panic!("no fault");
+        };
+        assert_eq!(waits_in_own_memory(thread), Some(target.pid));
+        assert!(matches!(compare(&uffd, target.pid), Match::Unsure));
+        uffd.zero(range, true).unwrap();
+        target.finish();
+        assert_eq!(waits_in_own_memory(u32::MAX), None);
+        target.end();
+        assert_eq!(waits_in_own_memory(thread), None);
     }
 }

@@ -63,6 +63,11 @@ pub(crate) enum Errand {
         space: SpaceId,
         uffd: i32,
     },
+    /// A thread of a process that is not known waits for a page.
+    Waits {
+        space: SpaceId,
+        thread: u32,
+    },
     Stop {
         space: SpaceId,
         why: StopReason,
@@ -500,8 +505,23 @@ impl Live {
         })
     }
 
-    fn redirty(&mut self, space: SpaceId, at: holo_proto::Addr) -> Option<Outcome> {
-        let mem = &self.target(space)?.parts.as_ref()?.mem;
+    /// What is left where the process may not write: that it is allowed to, and writes, both between two system calls
+    /// of ours. Where the kernel cannot tell (before 6.11) the byte is written.
+    fn redirty(
+        &mut self,
+        space: SpaceId,
+        at: holo_proto::Addr,
+        even_if_writable: bool,
+    ) -> Option<Outcome> {
+        let parts = self.target(space)?.parts.as_ref()?;
+        if !even_if_writable
+            && let Ok(Some(m)) = parts.maps.find(at)
+            && m.writable
+            && m.range.contains(at)
+        {
+            return Some(Outcome::Writable);
+        }
+        let mem = &parts.mem;
         let mut byte = [0];
         let done = mem.read(at, &mut byte).and_then(|_| mem.write(at, &byte));
         Some(match done {
@@ -603,7 +623,11 @@ impl Live {
                 };
                 Outcome::Pinned(bytes)
             }
-            Op::Redirty { space, at } => return self.redirty(space, at.start()),
+            Op::Redirty {
+                space,
+                at,
+                even_if_writable,
+            } => return self.redirty(space, at.start(), even_if_writable),
             Op::NeedRing { space } => {
                 self.errand(Errand::NeedRing(space));
                 Outcome::Done
@@ -626,6 +650,10 @@ impl Live {
                     space,
                     uffd,
                 });
+                Outcome::Done
+            }
+            Op::Waits { space, thread } => {
+                self.errand(Errand::Waits { space, thread });
                 Outcome::Done
             }
             Op::Closed { space, detached } => {

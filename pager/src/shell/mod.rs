@@ -39,8 +39,10 @@ mod watch;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use holo_proto::{PAGE_BYTES, Report, SpaceId};
 
@@ -56,7 +58,7 @@ use console::Console;
 use control::{CONTROL_WORDS, Control, RECORDS_MAX, Scalar};
 use guardian::Line;
 use keepers::Keepers;
-use live::{Live, Queue};
+use live::{Command, Live, Queue};
 use post::Post;
 use serve::LiveCore;
 use watch::Watch;
@@ -474,6 +476,10 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         Arc::clone(&commands),
     )
     .map_err(system("the line to the guardian"))?;
+    // Before it has anything to serve: what a thread that cannot be started would have served would be closed.
+    let (hand_over, taken_over) = channel();
+    let serving = start_serving(taken_over, &commands, control)
+        .map_err(system("cannot start the serving thread"))?;
     let mut live = Live::new(
         opened.frames,
         journal_slots(&core),
@@ -486,13 +492,7 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         take_over_targets(control, &core, &mut live)
     };
     let mut watch = Watch::new(control, Arc::clone(&commands), errands, line, console);
-    let serving = {
-        let commands = Arc::clone(&commands);
-        std::thread::Builder::new()
-            .name("holo-serve".to_owned())
-            .spawn(move || serve::serve(core, live, &commands, control))
-            .map_err(system("cannot start the serving thread"))?
-    };
+    let _ = hand_over.send((core, live));
     for (space, uffd, away) in recovered {
         watch.adopt_recovered(space, uffd, away);
     }
@@ -526,6 +526,35 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
     }
     watch.finish(&json);
     Ok(())
+}
+
+/// Starts the serving thread, which waits for what it is to serve. Where there is no room for a thread it is tried again:
+/// a predecessor's processes wait for it.
+fn start_serving(
+    taken_over: Receiver<(LiveCore, Live)>,
+    commands: &Arc<Queue<Command>>,
+    control: Control,
+) -> io::Result<JoinHandle<()>> {
+    let taken_over = Arc::new(Mutex::new(taken_over));
+    let mut tries = 0;
+    loop {
+        let (taken_over, commands) = (Arc::clone(&taken_over), Arc::clone(commands));
+        let started = std::thread::Builder::new()
+            .name("holo-serve".to_owned())
+            .spawn(move || {
+                let handed = taken_over.lock().map(|handed| handed.recv());
+                if let Ok(Ok((core, live))) = handed {
+                    serve::serve(core, live, &commands, control);
+                }
+            });
+        match started {
+            Err(e) if post::may_pass(&e) && tries < post::STARTS => {
+                tries += 1;
+                spawn::poll_readable(&[], Some(post::START_AGAIN_NS));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// The console under the id that people know: the process that is attached, or the command line that runs a

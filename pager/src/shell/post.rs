@@ -16,6 +16,7 @@
 
 use std::os::fd::AsRawFd as _;
 
+use super::console;
 use super::control::{Control, Scalar};
 use super::guardian;
 use super::killing::give_up;
@@ -31,12 +32,30 @@ const LOOK_AGAIN_NS: u64 = 1_000_000_000;
 const MOMENT_NS: u64 = 200_000;
 /// Pagers of a session that may end because of a fault of their own: one that comes again ends each of them.
 const PANICS_MOST: u64 = 5;
+/// Signals that a process gets for what it does itself. (SIGBUS: memory that was promised is not to be had.)
+const OWN_FAULTS: [i32; 6] = [
+    libc::SIGBUS,
+    libc::SIGSEGV,
+    libc::SIGABRT,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGSYS,
+];
+/// How often a process that is needed is tried to be started, while there is no room for it.
+pub(super) const STARTS: u32 = 100;
+/// Between two tries.
+pub(super) const START_AGAIN_NS: u64 = 50_000_000;
 
 /// A process that another one waits for, which need not be its parent.
 struct Watched {
     pid: i32,
     /// Number of its pidfd; -1 for none.
     fd: i32,
+}
+
+/// No room for a process or thread, of the user's, the cgroup's or the machine's: others may end.
+pub(super) fn may_pass(e: &std::io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM))
 }
 
 impl Watched {
@@ -157,8 +176,16 @@ impl Post {
     /// Starts a successor of a pager that died. False when none is wanted, or possible.
     fn replace_pager(&self, dead: i32) -> bool {
         let control = self.control;
-        // It may be another guardian's child.
-        let _ = spawn::wait(dead, false);
+        // It may be another guardian's child: then nobody knows how it ended.
+        if let Ok(Some(Ended::Signal(signal))) = spawn::wait(dead, false) {
+            if OWN_FAULTS.contains(&signal) {
+                control.add(Scalar::Panics, 1);
+                console::message(
+                    control,
+                    &format!("the pager ended because of a fault of its own: signal {signal}"),
+                );
+            }
+        }
         if control.get(Scalar::Ready) == 0 {
             return false; // it died before there was anything to take over
         }
@@ -186,10 +213,37 @@ impl Post {
     /// Starts a pager in the place of `dead` and waits until there is one there.
     fn start_pager(&self, dead: i32) -> std::io::Result<()> {
         while self.control.pid(Scalar::PagerPid) == dead {
-            let pid = spawn::spawn_sharing_descriptors(|| pager_main(self, dead))?;
+            let pid = self.start("pager", || pager_main(self, dead))?;
             self.await_other(Scalar::PagerPid, dead, pid);
         }
         Ok(())
+    }
+
+    /// Starts one that is needed: where there is no room for another process it waits for some.
+    fn start(&self, name: &str, mut body: impl FnMut() -> i32) -> std::io::Result<i32> {
+        let mut tries = 0;
+        loop {
+            match spawn::spawn_sharing_descriptors(&mut body) {
+                Err(e) if may_pass(&e) && tries < STARTS && self.has_begun() => {
+                    if tries == 0 {
+                        console::message(
+                            self.control,
+                            &format!(
+                                "the {name} died, and no other can be started now: {e}; trying again for 5 s"
+                            ),
+                        );
+                    }
+                    tries += 1;
+                    spawn::poll_readable(&[], Some(START_AGAIN_NS));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// There is something to take over.
+    fn has_begun(&self) -> bool {
+        self.control.get(Scalar::Ready) != 0
     }
 
     /// Waits until a child has taken its place, or has ended.
@@ -223,6 +277,10 @@ impl Post {
         control.inherit_cpu(Scalar::CpuOfWarden);
         let first = Watched::new(guardian);
         control.set_fd(Scalar::WardenWatchFd, first.fd);
+        if first.fd < 0 {
+            // There was no room for one: that is known as well, and somebody waits for it.
+            control.set(Scalar::WardenWatchFd, u64::MAX);
+        }
         while !first.has_ended() {
             control.note_cpu(Scalar::CpuOfWarden);
             spawn::poll_readable(&[first.fd], Some(LOOK_AGAIN_NS));
@@ -238,7 +296,7 @@ impl Post {
             if over {
                 return 0;
             }
-            let next = spawn::spawn_sharing_descriptors(|| self.next_guardian(dead, Some(me)));
+            let next = self.start("guardian", || self.next_guardian(dead, Some(me)));
             let next = match next {
                 Ok(next) => next,
                 Err(e) => {

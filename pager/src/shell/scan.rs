@@ -80,20 +80,15 @@ pub(crate) fn candidates(
     Ok(())
 }
 
-/// Private anonymous bytes of a process that it shares with fork relatives, of which there are `relatives`
-/// with itself: these cannot be paged while they are shared. From the difference of size and proportional
-/// size, taking each shared page as shared by all of them.
-pub(crate) fn shared_bytes(pid: i32, relatives: u64) -> std::io::Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let kib = |key: &str| -> u64 {
-        text.lines()
-            .find_map(|l| l.strip_prefix(key))
-            .and_then(|l| l.trim().trim_end_matches(" kB").parse().ok())
-            .unwrap_or(0)
-    };
-    let (all, proportional) = (kib("Anonymous:"), kib("Pss_Anon:"));
-    let shared = all.saturating_sub(proportional) * relatives / relatives.saturating_sub(1).max(1);
-    Ok(shared.min(all) * 1024)
+/// Private anonymous bytes of a process that it shares with fork relatives: these cannot be paged while they are
+/// shared. `text` is room for what is read.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn shared_bytes(pid: i32, text: &mut Vec<u8>) -> std::io::Result<u64> {
+    ProcMaps::open_smaps(pid)?.read_into(text)?;
+    let all = maps::smaps(text).filter(|d| d.mapping.is_private_anonymous());
+    Ok(all.map(|d| d.shared_bytes).sum())
 }
 
 /// What a full look at a process's mappings says.
@@ -219,6 +214,29 @@ mod tests {
         assert_eq!(next_event(&uffd), Event::Unmap(range));
         assert_eq!(target.finish().cast_unsigned(), range.start.0);
         assert_eq!(found(&target), (true, false));
+    }
+
+    #[test]
+    fn what_a_fork_shares_is_counted_page_by_page_whatever_else_runs() {
+        let mut target = Target::start();
+        let (ours, own) = (target.map(64), target.map(64));
+        target.fill(ours, 1);
+        target.fill(own, 1);
+        let mut text = Vec::new();
+        let mut shared = |pid| shared_bytes(pid, &mut text).unwrap();
+        let before = shared(target.pid);
+        target.begin_fork();
+        target.finish();
+        let both = shared(target.pid);
+        assert!(both >= before + (128 << 12), "{before} {both}");
+        // Written by one of the two, it is of each alone.
+        target.fill(own, 2);
+        let after = shared(target.pid);
+        assert!(
+            after + (64 << 12) <= both && after >= before + (64 << 12),
+            "{before} {both} {after}"
+        );
+        target.end();
     }
 
     #[test]

@@ -23,6 +23,13 @@ pub trait Arena {
     /// When the range is not inside the capacity.
     fn bytes_mut(&mut self, offset: u64, len: usize) -> &mut [u8];
 
+    /// Takes memory for `offset..offset + len` now, so that writing there cannot fail later. False where there is none;
+    /// then part of it may have been taken.
+    ///
+    /// # Panics
+    /// When the range is not inside the capacity.
+    fn reserve(&mut self, offset: u64, len: u64) -> bool;
+
     /// Frees the memory behind `offset..offset + len`, which reads as zero from then on.
     ///
     /// Both are multiples of 1 MiB. A release asks for 1 MiB at most; more at once is asked for only while a
@@ -68,6 +75,10 @@ impl Arena for HeapArena {
 
     fn bytes_mut(&mut self, offset: u64, len: usize) -> &mut [u8] {
         &mut self.bytes[index(offset)..][..len]
+    }
+
+    fn reserve(&mut self, offset: u64, len: u64) -> bool {
+        index(offset) + index(len) <= self.bytes.len()
     }
 
     fn give_back(&mut self, offset: u64, len: u64) {

@@ -16,6 +16,10 @@ impl Arena for SharedBytes {
         self.slice_mut(index(offset), len)
     }
 
+    fn reserve(&mut self, offset: u64, len: u64) -> bool {
+        SharedBytes::reserve(self, index(offset), index(len)).is_ok()
+    }
+
     fn give_back(&mut self, offset: u64, len: u64) {
         let (offset, len) = (index(offset), index(len));
         if self.punch(offset, len).is_err() {

@@ -258,6 +258,11 @@ impl Slots {
             return None;
         }
         let id = self.free.pop()?;
+        if !arena.reserve(id.start(), SEGMENT_BYTES) {
+            arena.give_back(id.start(), SEGMENT_BYTES);
+            self.free.push(id);
+            return None;
+        }
         self.open(arena, id, class);
         Some(id)
     }

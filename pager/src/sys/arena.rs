@@ -175,6 +175,30 @@ impl SharedBytes {
         unsafe { std::slice::from_raw_parts_mut(at, len) }
     }
 
+    /// Takes memory for `offset..offset + len` now: on a page that cannot be had later the first write is a SIGBUS.
+    ///
+    /// # Errors
+    /// ENOSPC or ENOMEM where there is none.
+    ///
+    /// # Panics
+    /// When the range reaches past the capacity.
+    pub fn reserve(&mut self, offset: usize, len: usize) -> io::Result<()> {
+        self.check(offset, len);
+        let signed = |n: usize| i64::try_from(n).map_err(|_| io::ErrorKind::InvalidInput);
+        let (offset, len) = (signed(offset)?, signed(len)?);
+        loop {
+            // SAFETY: takes memory for a part of the file, and changes no byte of it.
+            let r = unsafe {
+                libc::fallocate(self.fd.as_raw_fd(), libc::FALLOC_FL_KEEP_SIZE, offset, len)
+            };
+            match io::Error::last_os_error() {
+                _ if r == 0 => return Ok(()),
+                e if e.kind() == io::ErrorKind::Interrupted => {}
+                e => return Err(e),
+            }
+        }
+    }
+
     /// Gives the memory of the whole subpages in `offset..offset + len` back; they read as zero then.
     ///
     /// # Errors
@@ -331,6 +355,16 @@ mod tests {
     fn a_file_that_could_shrink_is_refused() {
         let plain = File::open("/proc/self/exe").unwrap();
         assert!(SharedWords::from_fd(plain.into()).is_err());
+    }
+
+    #[test]
+    fn reserved_bytes_have_their_memory_and_keep_their_content() {
+        let mut bytes = SharedBytes::create("test", 1 << 20).unwrap();
+        bytes.slice_mut(4096, 1)[0] = 7;
+        let before = bytes.taken_bytes().unwrap();
+        bytes.reserve(0, 512 << 10).unwrap();
+        assert!(bytes.taken_bytes().unwrap() >= before + (500 << 10));
+        assert_eq!((bytes.slice(0, 1)[0], bytes.slice(4096, 1)[0]), (0, 7));
     }
 
     #[test]

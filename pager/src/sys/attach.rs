@@ -223,8 +223,11 @@ pub fn make_ring(pid: i32, entries: u32) -> Result<RingHold, AttachError> {
             .call(libc::SYS_io_uring_setup, &arguments)?
             .map_err(|errno| no_ring(pid, MAKING_A_RING, errno))?;
         maker.close_later(ring);
-        let fd = fds::copy_out(pidfd, ring)
-            .map_err(|errno| AttachError::kernel(pid, "pidfd_getfd", errno))?;
+        let fd = fds::copy_out(pidfd, ring).map_err(|errno| match errno {
+            // The thread that was let go of was the last one.
+            libc::ESRCH => AttachError::Exiting { pid },
+            other => AttachError::kernel(pid, "pidfd_getfd", other),
+        })?;
         Ok((fd, maker.peek(scratch)?))
     })?;
     let (fd, params) = made;
@@ -415,7 +418,7 @@ fn in_one_stop<T: Send + 'static>(
         pid,
         tid,
         syscall: target.syscall,
-        suspend_seccomp: target.suspend_seccomp,
+        may_suspend_seccomp: target.may_suspend_seccomp,
         boost,
     };
     let answer = on_a_worker(CALL_PATIENCE, move |agreement| {

@@ -29,6 +29,7 @@ use holo_proto::Addr;
 
 use super::boost::Boost;
 use super::mem::TargetMem;
+use super::process;
 use super::ptrace::{self, Dispatch, Errno, Pace, Registers, Stop, SyscallStop, bits};
 use super::restart;
 use super::worker::Agreement;
@@ -95,8 +96,8 @@ pub(super) struct Plan {
     pub(super) pid: i32,
     pub(super) tid: i32,
     pub(super) syscall: Syscall,
-    /// Suspend the thread's seccomp filter.
-    pub(super) suspend_seccomp: bool,
+    /// The thread's seccomp filter may be suspended, also one that it gets meanwhile.
+    pub(super) may_suspend_seccomp: bool,
     /// Give the stopped thread precedence. Threads that it makes meanwhile would inherit it.
     pub(super) boost: bool,
 }
@@ -174,10 +175,17 @@ impl Stopped {
     fn stop(plan: &Plan, agreement: &Agreement) -> Result<Self, Lost> {
         let tid = plan.tid;
         let mut options = ptrace::TRACE_SYSCALL_GOOD;
-        if plan.suspend_seccomp {
+        if plan.may_suspend_seccomp {
             options |= ptrace::SUSPEND_SECCOMP;
         }
-        ptrace::seize(tid, options).map_err(|errno| match errno {
+        let mut seized = ptrace::seize(tid, options);
+        let refused = matches!(seized, Err(libc::EINVAL | libc::EPERM));
+        if refused && options & ptrace::SUSPEND_SECCOMP != 0 {
+            // A kernel without it, or a user namespace.
+            options &= !ptrace::SUSPEND_SECCOMP;
+            seized = ptrace::seize(tid, options);
+        }
+        seized.map_err(|errno| match errno {
             libc::EPERM | libc::EACCES => Lost::Denied,
             other => lost(other),
         })?;
@@ -194,6 +202,11 @@ impl Stopped {
             .read(plan.syscall.at, &mut there)
             .map_err(|_| Lost::Gone)?;
         if read != there.len() || there != plan.syscall.bytes {
+            return Err(Lost::Gone);
+        }
+        // It may have got a filter since it was looked at: what it forbids kills.
+        let suspended = options & ptrace::SUSPEND_SECCOMP != 0;
+        if !suspended && process::is_filtered(plan.pid, tid) {
             return Err(Lost::Gone);
         }
         let mut saved = ptrace::registers(tid).map_err(lost)?;

@@ -153,6 +153,8 @@ pub struct MappingDetail<'a> {
     pub anonymous_bytes: u64,
     /// Bytes locked.
     pub locked_bytes: u64,
+    /// Resident bytes that another process maps as well.
+    pub shared_bytes: u64,
 }
 
 /// A mapping that the kernel found for an address.
@@ -162,6 +164,8 @@ pub struct Found {
     pub range: AddrRange,
     /// Private memory without a file behind it that can be read and written, but not executed.
     pub plain: bool,
+    /// The process may write there.
+    pub writable: bool,
 }
 
 /// `struct procmap_query` of `linux/fs.h`.
@@ -285,6 +289,7 @@ impl ProcMaps {
         Ok(Some(Found {
             range: AddrRange::new(arg.start, arg.end),
             plain: arg.vma_flags & all == access && !file,
+            writable: arg.vma_flags & QUERY_VMA_WRITABLE != 0,
         }))
     }
 
@@ -328,6 +333,7 @@ pub fn smaps(text: &[u8]) -> impl Iterator<Item = MappingDetail<'_>> {
             rss_bytes: 0,
             anonymous_bytes: 0,
             locked_bytes: 0,
+            shared_bytes: 0,
         };
         for line in lines.by_ref() {
             // A mapping's line begins with a small hex digit, every other one with a capital.
@@ -344,6 +350,10 @@ pub fn smaps(text: &[u8]) -> impl Iterator<Item = MappingDetail<'_>> {
                 detail.anonymous_bytes = kib(rest);
             } else if let Some(rest) = line.strip_prefix(b"Locked:") {
                 detail.locked_bytes = kib(rest);
+            } else if let Some(rest) = line.strip_prefix(b"Shared_Clean:") {
+                detail.shared_bytes += kib(rest);
+            } else if let Some(rest) = line.strip_prefix(b"Shared_Dirty:") {
+                detail.shared_bytes += kib(rest);
             }
         }
         Some(detail)

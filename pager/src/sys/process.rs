@@ -159,8 +159,8 @@ pub(super) struct Target {
     pub(super) pidfd: OwnedFd,
     /// The instruction that calls are made with.
     pub(super) syscall: Syscall,
-    /// It is under a seccomp filter that has to be suspended.
-    pub(super) suspend_seccomp: bool,
+    /// A seccomp filter that it has, or is about to get, may be suspended.
+    pub(super) may_suspend_seccomp: bool,
 }
 
 impl Target {
@@ -202,14 +202,15 @@ impl Target {
         let filtered = tasks.iter().any(|task| {
             status_field(pid, task.tid, "Seccomp").is_some_and(|mode| mode.trim() != "0")
         });
-        if filtered && !may_suspend_seccomp() {
+        let may_suspend_seccomp = may_suspend_seccomp();
+        if filtered && !may_suspend_seccomp {
             return Err(AttachError::Seccomp { pid });
         }
         Ok(Self {
             pid,
             pidfd,
             syscall,
-            suspend_seccomp: filtered,
+            may_suspend_seccomp,
         })
     }
 
@@ -246,6 +247,15 @@ fn open_pidfd(pid: i32) -> Result<OwnedFd, AttachError> {
         libc::ESRCH | libc::EINVAL | libc::ENOENT => AttachError::NoSuchProcess { pid },
         other => AttachError::kernel(pid, "pidfd_open", other),
     })
+}
+
+/// Whether a thread is under a seccomp filter; also where that cannot be known.
+pub(super) fn is_filtered(pid: i32, tid: i32) -> bool {
+    let Ok(text) = fs::read(format!("/proc/{pid}/task/{tid}/status")) else {
+        return true;
+    };
+    // A kernel that has none says nothing of them.
+    field(&String::from_utf8_lossy(&text), "Seccomp").is_some_and(|mode| mode.trim() != "0")
 }
 
 /// A line of a thread's status file, behind its name and colon. The id may be a thread's, too.
@@ -675,6 +685,11 @@ fn serves_its_memory(pid: i32, pidfd: BorrowedFd<'_>, number: i32) -> bool {
 /// Whether there is such a process, and it is not us.
 pub(super) fn exists(pid: i32) -> Result<(), AttachError> {
     open_pidfd(pid).map(drop)
+}
+
+/// Whether a thread sleeps where no signal wakes it.
+pub(super) fn sleeps_deeply(pid: i32, tid: i32) -> bool {
+    Task::read(pid, tid).is_some_and(|task| task.state == b'D')
 }
 
 /// Whether a thread has ended or is about to.

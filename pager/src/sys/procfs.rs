@@ -154,6 +154,34 @@ pub fn state_of(pid: i32) -> io::Result<u8> {
         .ok_or_else(invalid)
 }
 
+/// The process of a thread.
+///
+/// # Errors
+/// ENOENT without such a thread.
+pub fn process_of(tid: i32) -> io::Result<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/status"))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("Tgid:"));
+    let pid = line.and_then(|l| l.trim().parse().ok());
+    pid.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Whether a thread waits though it is in no system call: in a fault, then.
+///
+/// # Errors
+/// ENOENT without such a thread, EPERM without ptrace access to it.
+pub fn waits_outside_calls(tid: i32) -> io::Result<bool> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/syscall"))?;
+    Ok(text.split_ascii_whitespace().next() == Some("-1"))
+}
+
+/// The pid namespace of a process, by its name.
+///
+/// # Errors
+/// ENOENT without such a process, EACCES without ptrace access to it.
+pub fn pid_namespace(pid: &str) -> io::Result<std::path::PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/pid"))
+}
+
 /// When the process or thread started, in clock ticks since boot: with its id a name that is never reused.
 ///
 /// # Errors
@@ -325,14 +353,17 @@ mod tests {
 
     #[test]
     fn touched_memory_shows_in_statm() {
-        let statm = Statm::open(me()).unwrap();
+        // A process that does nothing but this.
+        let mut target = Target::start();
+        let statm = Statm::open(target.pid).unwrap();
         let before = statm.sample().unwrap();
-        let touched = vec![1_u8; 64 << 20];
+        let range = target.map(4096);
+        target.fill(range, 1);
         let after = statm.sample().unwrap();
-        assert!(after.resident_bytes >= before.resident_bytes + (60 << 20));
+        assert!(after.resident_bytes >= before.resident_bytes + (15 << 20));
         assert!(after.size_bytes >= after.resident_bytes);
         assert!(after.shared_bytes > 0);
-        drop(touched);
+        target.end();
     }
 
     #[test]

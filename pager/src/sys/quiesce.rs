@@ -13,6 +13,9 @@ use super::worker::{Agreement, NoAnswer, on_a_worker_while};
 /// How long all threads together may take to stop. A thread in the middle of a disk access needs
 /// milliseconds; one whose page fault waits for the pager needs the pager.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the stopped ones wait for one that sleeps where nothing wakes it (a disk, a child of a vfork): the next try
+/// may find it elsewhere.
+const SLEEPER_PATIENCE: Duration = Duration::from_millis(20);
 /// How much longer the caller waits for the worker's own answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the caller takes note of ended threads.
@@ -141,7 +144,11 @@ fn hold_all(
             if held.iter().all(|thread| thread.stopped) {
                 break;
             }
-            if since.elapsed() > PATIENCE || agreement.is_abandoned() {
+            let waits_for_sleeper = since.elapsed() > SLEEPER_PATIENCE
+                && held
+                    .iter()
+                    .any(|thread| !thread.stopped && process::sleeps_deeply(pid, thread.tid));
+            if waits_for_sleeper || since.elapsed() > PATIENCE || agreement.is_abandoned() {
                 return Err(Lost::DidNotStop);
             }
             Pace::Sleep.pause(since.elapsed());

@@ -1,6 +1,6 @@
 //! The simulated kernel: pages, page tables, reclaim, devices, and who runs next.
 //!
-//! It follows Linux 6.18 in what the pager can see: see `docs/simulation.md` for the list, and the
+//! It follows Linux 6.18 in what the pager can see: see `docs/testing.md` for what it leaves out, and the
 //! conformance suite for what the real kernel says to each point. Everything happens in single steps of
 //! single threads, chosen by the seed.
 

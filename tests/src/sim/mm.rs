@@ -97,7 +97,7 @@ pub(crate) struct Mm {
     pub(crate) heads: Vec<u64>,
     /// The same, of threads that end before their process does.
     pub(crate) passing: Vec<u64>,
-    /// When its mappings changed last.
+    /// When its mappings changed last, or a change of them was heard of.
     pub(crate) changed_ns: u64,
     /// A fork's child.
     pub(crate) forked: bool,

@@ -170,6 +170,19 @@ impl Kernel {
                 .any(|t| t.alive && t.mm == mm && unheard(t))
     }
 
+    /// A mapping that is not registered yet has come to the place of an offered page, and a request of the pager's has
+    /// hit it there. If it moves away now no message tells where it went, to put it right there (a stated limit).
+    fn hit_unheard(&self, mm: MmId, start: u64, end: u64) -> bool {
+        let m = &self.mms[mm];
+        m.ptes.range(start..end).any(|(&at, pte)| {
+            let spared = |f: usize| {
+                let folio = &self.folios[f];
+                folio.spared_until_ns > self.now_ns && folio.spared_for == mm
+            };
+            pte.folio.is_some_and(spared) && m.vma(at).is_some_and(|v| v.uffd.is_none())
+        })
+    }
+
     /// Whoever was there before has left, and the messages that say so are on the way. What has come since may
     /// leave as well before they are read. One thing nobody could tell (a stated limit): whose message one is that
     /// names no more than the newcomer had.
@@ -415,6 +428,7 @@ impl Kernel {
                 let calm = new_len <= len || quiet && !left_out;
                 let certain = self.knobs.wild
                     || !self.drops_in_flight(mm, from, from + len)
+                        && !self.hit_unheard(mm, from, from + len)
                         && !self.would_tell_twice(mm, to, to + new_len);
                 (apart
                     && inside

@@ -208,6 +208,11 @@ impl Run<'_> {
             }
             deadline
         }));
+        let forsaken = core.frames_forsaken();
+        if ran.is_ok() && forsaken > 0 {
+            let why = format!("{forsaken} frames are held that nobody brings to the store");
+            self.sim.kernel.fail(why);
+        }
         match ran {
             Ok(Some(Nanos(0))) => true,
             Ok(deadline) => {

@@ -442,6 +442,8 @@ impl Kernel {
     fn settled(&mut self, uffd: UffdId) {
         let u = &mut self.uffds[uffd];
         u.changing = u.changing.saturating_sub(1);
+        let mm = u.mm;
+        self.mms[mm].changed_ns = self.now_ns;
     }
 
     fn advised(&mut self, t: ThreadId, a: &Advise, error: Option<i32>) -> Task {

@@ -681,6 +681,8 @@ impl<'m> Sim<'m> {
                 self.kernel.kick_ring(mm);
                 Outcome::Done
             }
+            // The simulated shell knows every process.
+            Op::Waits { .. } => Outcome::Done,
             Op::NeedRing { .. } => {
                 self.need_ring(space, mm);
                 Outcome::Done
@@ -739,7 +741,16 @@ impl<'m> Sim<'m> {
                     .filter(|t| t.mm == mm && t.long);
                 Outcome::Pinned(long.count() as u64 * SUBPAGE_BYTES)
             }
-            Op::Redirty { at, .. } => {
+            Op::Redirty {
+                at,
+                even_if_writable,
+                ..
+            } => {
+                let may_write =
+                    |k: &Kernel| k.mms[mm].vma(at.0).map(|m| m.prot) == Some(Prot::Write);
+                if may_write(&self.kernel) && !even_if_writable {
+                    return Outcome::Writable;
+                }
                 // Two calls: what the process writes in between is undone. So would be what a device writes (a stated
                 // limit).
                 let read = self.kernel.content(mm, at.0);
@@ -752,8 +763,7 @@ impl<'m> Sim<'m> {
                     .vma(at.0)
                     .is_some_and(|m| m.uffd.is_some());
                 let wp = self.kernel.mms[mm].ptes.get(&at.0).is_some_and(|p| p.wp);
-                let writable = self.kernel.mms[mm].vma(at.0).map(|m| m.prot) == Some(Prot::Write);
-                let refused = self.kernel.knobs.no_forced_writes && !writable;
+                let refused = self.kernel.knobs.no_forced_writes && !may_write(&self.kernel);
                 if let (false, Some(read)) = (served && wp || refused, read) {
                     self.kernel.make_writable(mm, at.0);
                     let written = self.kernel.mms[mm].ptes.get(&at.0).and_then(|p| p.folio);
@@ -793,6 +803,7 @@ fn space_of(op: &Op) -> Option<SpaceId> {
         | Op::NeedRing { space }
         | Op::NeedQuiesce { space, .. }
         | Op::Child { space, .. }
+        | Op::Waits { space, .. }
         | Op::Closed { space, .. }
         | Op::Stop { space, .. } => Some(space),
         Op::Compare { .. } | Op::Put { .. } | Op::Get { .. } => None,

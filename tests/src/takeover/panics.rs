@@ -19,6 +19,10 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// In a batch: pages are protected, and their bytes are with the pager.
 const POINT: &str = "staged";
 
+/// What a death is told by.
+const PANIC: &str = "panicked at ";
+const SIGNAL: &str = "signal 6";
+
 /// The session ends with the fifth death.
 const SUCCESSORS: u64 = 4;
 
@@ -27,10 +31,16 @@ const KILLED: i32 = 137;
 
 /// The cases.
 pub fn cases(folder: &Path) -> Vec<Case> {
-    let (one, each) = (folder.to_owned(), folder.to_owned());
+    let [one, panics, aborts] = [(); 3].map(|()| folder.to_owned());
     vec![
         Case::new("panic.once", move |run| once(run, &one)),
-        Case::new("panic.in_each", move |run| in_each(run, &each)),
+        Case::new("panic.in_each", move |run| {
+            in_each(run, &panics, "panics", PANIC)
+        }),
+        // Who cannot say it himself is told of by the guardian.
+        Case::new("panic.silent_in_each", move |run| {
+            in_each(run, &aborts, "aborts", SIGNAL)
+        }),
     ]
 }
 
@@ -40,11 +50,11 @@ fn once(run: &Run<'_>, folder: &Path) -> Result<()> {
     let Some(end) = under_load(run, folder, &crash, EVERYTHING)? else {
         return Ok(());
     };
-    is_told(&end.stderr, 1)
+    is_told(&end.stderr, PANIC, 1)
 }
 
 /// The program is killed with the last pager; its input stays open meanwhile.
-fn in_each(run: &Run<'_>, folder: &Path) -> Result<()> {
+fn in_each(run: &Run<'_>, folder: &Path, how: &str, told: &str) -> Result<()> {
     let token = load::new_token();
     let mut plan = load::plan(run, folder, EVERYTHING, &token, DEADLINE)?;
     if run.binaries.is_none() {
@@ -53,7 +63,7 @@ fn in_each(run: &Run<'_>, folder: &Path) -> Result<()> {
         return running.finish().map(drop);
     }
     plan.environment
-        .push(("HOLO_CRASH_AT", format!("panics:{POINT}").into()));
+        .push(("HOLO_CRASH_AT", format!("{how}:{POINT}").into()));
     plan.exit_code = KILLED;
     // Pages need not have come back by then.
     plan.pressure = false;
@@ -61,7 +71,7 @@ fn in_each(run: &Run<'_>, folder: &Path) -> Result<()> {
     let tree = Tree::find(&mut running, &token)?;
     while running.goes_on()? {}
     let end = running.finish()?;
-    is_told(&end.stderr, SUCCESSORS + 1)?;
+    is_told(&end.stderr, told, SUCCESSORS + 1)?;
     let said = String::from_utf8_lossy(&end.stderr);
     ensure!(
         said.contains("was killed: the pager ended again and again"),
@@ -79,12 +89,12 @@ fn in_each(run: &Run<'_>, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Each death has its message, with the place; nobody saw wrong data.
-fn is_told(stderr: &[u8], deaths: u64) -> Result<()> {
+/// Each death has its message, with the place or the signal; nobody saw wrong data.
+fn is_told(stderr: &[u8], how: &str, deaths: u64) -> Result<()> {
     let said = String::from_utf8_lossy(stderr);
     let told = said
         .lines()
-        .filter(|line| line.contains("fault of its own: panicked at "));
+        .filter(|line| line.contains("fault of its own: ") && line.contains(how));
     let count = u64::try_from(told.count())?;
     ensure!(count == deaths, "{deaths} deaths, {count} told: {said:?}");
     ensure!(!said.contains("WRONG"), "wrong data was seen: {said}");

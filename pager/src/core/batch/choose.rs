@@ -111,12 +111,8 @@ impl<S: PageStore> Core<'_, S> {
             }
         }
         if dropping {
-            if let Some(s) = self.space(id) {
-                if !s.quiesce_asked {
-                    s.quiesce_asked = true;
-                    let count = s.quiesce_count + 1;
-                    self.errands.push_back(Op::NeedQuiesce { space: id, count });
-                }
+            if let Some(count) = self.space(id).and_then(|s| s.ask_quiesce(now)) {
+                self.errands.push_back(Op::NeedQuiesce { space: id, count });
             }
         }
         mask

@@ -141,6 +141,13 @@ pub(crate) struct Batch {
     started: Nanos,
     waiting_since: Nanos,
     ticket: Option<Ticket>,
+    /// Forked since requests were queued: what these have hit they share. Of a predecessor's batch nobody knows who was.
+    children: Vec<SpaceId>,
+    recovered: bool,
+    /// They have been told of what is to be repaired.
+    told_children: bool,
+    /// It offers nothing, and puts right what another one's requests have hit.
+    only_repairs: bool,
     freed: u32,
     planned_bytes: u64,
 }
@@ -164,6 +171,10 @@ impl Batch {
             started: now,
             waiting_since: now,
             ticket: None,
+            children: Vec::new(),
+            recovered: false,
+            told_children: false,
+            only_repairs: false,
             freed: 0,
             planned_bytes: 0,
         }
@@ -173,6 +184,7 @@ impl Batch {
     pub(crate) fn recovered(notes: &Notes<'_>, id: SpaceId) -> Self {
         let mut b = Self::new(Nanos(0));
         b.phase = Phase::Recover;
+        b.recovered = true;
         for i in 0..notes.pages(id) {
             let (page, mask) = notes.page(id, i);
             let mut p = BatchPage::new(page, mask, None);
@@ -189,6 +201,38 @@ impl Batch {
             b.pages.push(p);
         }
         b
+    }
+
+    /// One that makes pages dirty that are shared with a relative, in which a request has hit them.
+    fn of_hits(pages: impl Iterator<Item = PageIndex>, now: Nanos) -> Self {
+        let mut b = Self::new(now);
+        b.only_repairs = true;
+        for page in pages {
+            let mut p = BatchPage::new(page, SubpageMask::NONE, None);
+            p.lost = true;
+            p.repair = true;
+            p.open = true;
+            b.pages.push(p);
+        }
+        b.goto(Phase::Repair);
+        b
+    }
+
+    /// Pages that a request may have hit, as far as is known.
+    pub(crate) fn hits(&self) -> impl Iterator<Item = PageIndex> + '_ {
+        self.pages.iter().filter(|p| p.repair).map(|p| p.page)
+    }
+
+    /// Whether this child, or a child of it, is yet to be told of what was hit.
+    pub(crate) fn will_tell(&self, child: SpaceId) -> bool {
+        !self.told_children && self.children.contains(&child)
+    }
+
+    /// A child was forked: what requests have hit by now, or will be known to have, it shares.
+    pub(crate) fn has_child(&mut self, child: SpaceId) {
+        if self.phase != Phase::Select && !self.told_children {
+            self.children.push(child);
+        }
     }
 
     /// Frames that the batch holds.
@@ -355,9 +399,26 @@ impl<S: PageStore> Core<'_, S> {
             && self.frames.free() >= FRAMES_LEAST
     }
 
+    /// Begins to make dirty what requests in a relative have hit here, if there is any.
+    fn begin_repairs(&mut self, id: SpaceId) -> bool {
+        let now = self.now;
+        // The note of the last batch is needed for as long as what stayed is not dirty again.
+        let may = |s: &&mut Space| s.known && !s.hits.is_empty() && s.restore.is_idle();
+        let Some(s) = self.space(id).filter(may) else {
+            return false;
+        };
+        let some = s.hits.len().min(BATCH_PAGES);
+        let b = Batch::of_hits(s.hits.drain(..some), now);
+        let pages: Vec<_> = b.hits().map(|p| (p, SubpageMask::NONE, None)).collect();
+        s.batch = Some(b);
+        self.notes.write(id, pages.into_iter());
+        self.notes.settle(id);
+        true
+    }
+
     /// The next step of a space's batch; begins one if there is pressure.
     pub(super) fn step_batch(&mut self, id: SpaceId) -> Option<Op> {
-        if self.space_ref(id)?.batch.is_none() {
+        if self.space_ref(id)?.batch.is_none() && !self.begin_repairs(id) {
             if !self.wants_batch(self.space_ref(id)?) {
                 return None;
             }
@@ -378,7 +439,9 @@ impl<S: PageStore> Core<'_, S> {
         let op = self.advance(id, &mut b);
         if op.is_none() && b.phase == Phase::Look && b.at >= b.pages.len() {
             self.finish(id, b);
-            return None;
+            // More was hit than one batch has room for, or it was heard of meanwhile.
+            let more = self.space_ref(id).is_some_and(|s| !s.hits.is_empty());
+            return if more { self.step_batch(id) } else { None };
         }
         if let Some(s) = self.space(id) {
             s.batch = Some(b);

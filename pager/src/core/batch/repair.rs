@@ -1,13 +1,18 @@
 //! After the window: what a request hit in the place of an offered page becomes dirty again.
 
-use holo_proto::{SpaceId, SubpageIndex, SubpageMask};
+use holo_proto::{PageIndex, SpaceId, SubpageIndex, SubpageMask};
 
 use super::{Batch, Phase, Step, run_mask, tag_of};
 use crate::core::{Advice, Core, Op, Outcome, StopReason};
 use crate::store::api::PageStore;
 
-/// So many rounds of one page's repair may end with something refused that is there at the next look.
+/// So many rounds of one page's repair may end with something refused that is there at the next look. They follow each other
+/// after a rest that doubles.
 const ROUNDS: u32 = 8;
+const REST_NS: u64 = 500_000;
+/// After so many rounds, what the process may write, and populate cannot make dirty all the same (there is no ring
+/// any more, a protection key forbids it), is written back from here.
+const POPULATED_ENOUGH: u32 = 4;
 
 /// The repair of one page: what the process has put in the place of an offered page, or what it is not
 /// certain of whether it was dropped, becomes dirty again.
@@ -28,10 +33,40 @@ pub(super) struct Repair {
     pub(super) refused: SubpageMask,
     /// Rounds of which something refused was there afterwards.
     pub(super) rounds: u32,
+    /// Some was not written back in this round, since the process may write there; rounds of which that was so.
+    pub(super) writable: bool,
+    pub(super) populated: u32,
 }
 
 impl<S: PageStore> Core<'_, S> {
+    /// Who shares what was hit has to put it right as well: the kernel drops a page from all who have it, and what was
+    /// written before the fork is marked nowhere else.
+    fn tell_children(&mut self, id: SpaceId, b: &mut Batch) {
+        let hits: Vec<_> = b.hits().collect();
+        self.tell(id, b, &hits);
+    }
+
+    /// A batch ends with its process: whatever its requests may have hit, its children are told of.
+    pub(in crate::core) fn leave_hits(&mut self, id: SpaceId, b: &mut Batch) {
+        let all: Vec<_> = b.pages.iter().map(|p| p.page).collect();
+        self.tell(id, b, &all);
+    }
+
+    fn tell(&mut self, id: SpaceId, b: &mut Batch, hits: &[PageIndex]) {
+        if std::mem::replace(&mut b.told_children, true) || b.only_repairs {
+            return;
+        }
+        let (children, anybody) = (std::mem::take(&mut b.children), b.recovered);
+        for s in self.spaces.iter_mut().flatten() {
+            if s.id != id && (anybody || children.contains(&s.id)) {
+                let new: Vec<_> = hits.iter().filter(|p| !s.hits.contains(p)).collect();
+                s.hits.extend(new);
+            }
+        }
+    }
+
     pub(super) fn repair(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
+        self.tell_children(id, b);
         while let Some(p) = b.pages.get(b.at) {
             if !p.repair {
                 b.at += 1;
@@ -46,7 +81,11 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 b.repair.redirty = b.repair.redirty.without(i);
                 b.step = Step::RepairRedirty(at);
-                return Some(Op::Redirty { space: id, at });
+                return Some(Op::Redirty {
+                    space: id,
+                    at,
+                    even_if_writable: b.repair.populated >= POPULATED_ENOUGH,
+                });
             }
             let next = b.repair.left.runs().next();
             if let (false, Some((first, count))) = (b.repair.full, next) {
@@ -105,10 +144,18 @@ impl<S: PageStore> Core<'_, S> {
                 b.repair.left = present;
                 let refused = std::mem::replace(&mut b.repair.refused, SubpageMask::NONE);
                 let still = refused.and(present).iter().next();
-                b.repair.rounds += u32::from(still.is_some());
-                if let (Some(i), Some(p), ROUNDS..) = (still, b.pages.get(b.at), b.repair.rounds) {
-                    let at = p.page.subpage(i);
-                    self.stop(id, StopReason::NotDirtied { at });
+                b.repair.populated += u32::from(std::mem::take(&mut b.repair.writable));
+                if let (Some(i), Some(p)) = (still, b.pages.get(b.at)) {
+                    b.repair.rounds += 1;
+                    if b.repair.rounds == ROUNDS {
+                        let at = p.page.subpage(i);
+                        return self.stop(id, StopReason::NotDirtied { at });
+                    }
+                    // Perhaps for want of memory, or of a moment.
+                    let rest = self.now.after(REST_NS << b.repair.rounds);
+                    if let Some(s) = self.space(id) {
+                        s.retry_at = Some(rest);
+                    }
                 }
                 self.stats.foreign_repaired += u64::from(!present.is_empty());
             }
@@ -127,13 +174,193 @@ impl<S: PageStore> Core<'_, S> {
             }
             Step::RepairRedirty(at) => {
                 b.repair.lifted = None;
-                if outcome != Outcome::Done {
+                match outcome {
+                    Outcome::Done => {}
+                    Outcome::Writable => {
+                        b.repair.looked = false;
+                        b.repair.writable = true;
+                    }
                     // Is it still there?
-                    b.repair.looked = false;
-                    b.repair.refused = b.repair.refused.with(at.in_page());
+                    _ => {
+                        b.repair.looked = false;
+                        b.repair.refused = b.repair.refused.with(at.in_page());
+                    }
                 }
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use holo_proto::PageIndex;
+
+    use super::super::BatchPage;
+    use super::*;
+    use crate::core::scripted::{Hollow, core_of, play};
+    use crate::core::{Nanos, PageLook};
+
+    const EINVAL: i32 = -22;
+    const PAGE: PageIndex = PageIndex(0x700);
+
+    /// A batch of one page, two subpages of which a request may have hit in the place of what was offered.
+    fn hit() -> (Core<'static, Hollow>, SpaceId) {
+        let (mut core, space) = core_of(PAGE.range());
+        let mut b = Batch::new(Nanos(0));
+        let mut p = BatchPage::new(PAGE, run_mask(4, 2), None);
+        p.repair = true;
+        p.lost = true;
+        b.pages.push(p);
+        b.goto(Phase::Repair);
+        core.space(space).unwrap().batch = Some(b);
+        (core, space)
+    }
+
+    fn look(present: SubpageMask) -> Option<Outcome> {
+        Some(Outcome::Look(PageLook {
+            present,
+            ..PageLook::default()
+        }))
+    }
+
+    fn count(asked: &[Op], what: impl Fn(&Op) -> bool) -> usize {
+        asked.iter().filter(|op| what(op)).count()
+    }
+
+    #[test]
+    fn what_became_writable_is_populated_again() {
+        let (mut core, space) = hit();
+        let writable = Cell::new(false);
+        let asked = play(
+            &mut core,
+            |_| if writable.get() { 0 } else { EINVAL },
+            |op| match op {
+                Op::Look { .. } => look(run_mask(4, 2)),
+                Op::Redirty {
+                    even_if_writable, ..
+                } => {
+                    assert!(!even_if_writable);
+                    writable.set(true);
+                    Some(Outcome::Writable)
+                }
+                _ => None,
+            },
+        );
+        let refused = asked
+            .iter()
+            .rposition(|op| matches!(op, Op::Redirty { .. }));
+        let at = PAGE.subpage(4).start();
+        let populated = asked
+            .iter()
+            .rposition(|op| matches!(op, Op::Advise { range, .. } if range.contains(at)));
+        assert!(refused.is_some() && refused < populated, "{asked:?}");
+        assert_eq!(count(&asked, |op| matches!(op, Op::Stop { .. })), 0);
+        assert!(core.space(space).unwrap().batch.is_none());
+    }
+
+    #[test]
+    fn what_populate_always_refuses_is_written_back_at_last() {
+        let (mut core, space) = hit();
+        let mut written = SubpageMask::NONE;
+        play(
+            &mut core,
+            |_| EINVAL,
+            |op| match *op {
+                Op::Look { .. } => look(run_mask(4, 2)),
+                Op::Redirty {
+                    even_if_writable: false,
+                    ..
+                } => Some(Outcome::Writable),
+                Op::Redirty { at, .. } => {
+                    written = written.with(at.in_page());
+                    None
+                }
+                _ => None,
+            },
+        );
+        assert_eq!(written, run_mask(4, 2));
+        assert!(core.space(space).unwrap().batch.is_none());
+    }
+
+    #[test]
+    fn what_is_gone_when_it_is_refused_is_no_reason_to_stop() {
+        let (mut core, _) = hit();
+        let mut there = run_mask(4, 2);
+        let asked = play(
+            &mut core,
+            |_| EINVAL,
+            |op| match *op {
+                Op::Look { .. } => look(there),
+                Op::Redirty { at, .. } => {
+                    there = there.without(at.in_page());
+                    Some(Outcome::Refused(5))
+                }
+                _ => None,
+            },
+        );
+        assert_eq!(count(&asked, |op| matches!(op, Op::Stop { .. })), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_made_dirty_at_all_stops_the_process() {
+        let (mut core, _) = hit();
+        let asked = play(
+            &mut core,
+            |_| EINVAL,
+            |op| match *op {
+                Op::Look { .. } => look(run_mask(4, 2)),
+                Op::Redirty { .. } => Some(Outcome::Refused(5)),
+                _ => None,
+            },
+        );
+        assert_eq!(count(&asked, |op| matches!(op, Op::Stop { .. })), 1);
+    }
+
+    #[test]
+    fn what_a_child_shares_is_repaired_there_as_well() {
+        let (mut core, space) = hit();
+        let child = core.add_space(1).unwrap();
+        let stranger = core.add_space(2).unwrap();
+        core.handle(Nanos(0), crate::core::Input::RingReady(child));
+        let batch = core.space(space).unwrap().batch.as_mut().unwrap();
+        batch.has_child(child);
+        let mut populated = Vec::new();
+        play(
+            &mut core,
+            |_| 0,
+            |op| match *op {
+                Op::Look { .. } => look(run_mask(4, 2)),
+                Op::Advise { space, range, .. } => {
+                    populated.push((space, range));
+                    None
+                }
+                _ => None,
+            },
+        );
+        let range = super::super::run(PAGE, 4, 2);
+        assert_eq!(populated, [(space, range), (child, range)]);
+        for id in [space, child, stranger] {
+            let s = core.space(id).unwrap();
+            assert!(s.batch.is_none() && s.hits.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_parent_that_ends_leaves_to_its_children_what_it_may_have_hit() {
+        let (mut core, space) = hit();
+        let [child, grandchild, stranger] = [1, 2, 3].map(|word| core.add_space(word).unwrap());
+        let batch = core.space(space).unwrap().batch.as_mut().unwrap();
+        batch.has_child(child);
+        assert!(batch.will_tell(child) && !batch.will_tell(grandchild));
+        batch.has_child(grandchild);
+        core.end_space(space, false);
+        let hits = |core: &Core<'_, Hollow>, id| core.space_ref(id).unwrap().hits.clone();
+        for id in [child, grandchild] {
+            assert_eq!(hits(&core, id), [PAGE]);
+        }
+        assert_eq!(hits(&core, stranger), []);
     }
 }

@@ -174,14 +174,14 @@ impl<S: PageStore> Core<'_, S> {
 
     pub(super) fn finish(&mut self, id: SpaceId, b: Batch) {
         for f in b.frames() {
-            self.frames.drop_hold(f);
+            self.leave_frame(f);
         }
         let now = self.now;
         self.stats.evict_ns += now.0.saturating_sub(b.started.0);
         if let Some(s) = self.space(id) {
             if b.freed > 0 {
                 s.fruitless = 0;
-            } else {
+            } else if !b.only_repairs {
                 s.fruitless = s.fruitless.saturating_add(1);
                 s.rest_until = now.after(REST_NS << s.fruitless.min(6));
             }

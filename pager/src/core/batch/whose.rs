@@ -11,14 +11,14 @@ use crate::store::api::PageStore;
 
 impl Batch {
     /// A removal message came. `count` gets each page of the batch with the subpages that our own requests
-    /// may explain; of the others the batch forgets those that were dropped. `noted` says of which
-    /// subpages of a page a request is on the ring, and what was heard of. A message of ours is about no more than
-    /// one request, which goes upwards.
+    /// may explain, and those of them that the batch is still about; of the others the batch forgets those that were
+    /// dropped. `noted` says of which subpages of a page a request is on the ring, and what was heard of. A message of
+    /// ours is about no more than one request, which goes upwards: also over what the process has dropped meanwhile.
     pub(crate) fn note_removal(
         &mut self,
         range: AddrRange,
         noted: impl Fn(usize) -> (SubpageMask, SubpageMask),
-        mut count: impl FnMut(usize, SubpageMask, Heard),
+        mut count: impl FnMut(usize, [SubpageMask; 2], Heard),
     ) {
         let submitted = self.submitted();
         for (i, p) in self.pages.iter_mut().enumerate() {
@@ -26,23 +26,25 @@ impl Batch {
             let covered = named.and(p.mask);
             let (queued, heard) = noted(i);
             let within = p.page.range().intersect(range) == range && named.minus(queued).is_empty();
-            let ours = if submitted && within {
-                covered
+            let (told, ours) = if submitted && within {
+                (named, covered)
             } else {
-                SubpageMask::NONE
+                (SubpageMask::NONE, SubpageMask::NONE)
             };
             p.mask = p.mask.minus(covered.minus(ours));
+            // What is told of later was there, for nobody drops what he unmaps at the same time.
+            p.heard.skipped = p.heard.skipped.minus(told);
             if let Some(first) = ours.iter().next() {
                 let request = queued.runs().find(|&(at, n)| (at..at + n).contains(&first));
                 let before = request.map_or(SubpageMask::NONE, |(at, _)| run_mask(at, first - at));
-                let skipped = before.minus(heard);
-                // What is told of later was there, for nobody drops what he unmaps at the same time.
-                p.heard.skipped = p.heard.skipped.minus(ours);
+                let skipped = before.minus(heard).minus(told);
                 if !skipped.is_empty() {
                     p.heard.early = p.heard.early.or(ours);
                     p.heard.skipped = p.heard.skipped.or(skipped);
                 }
-                count(i, ours, p.heard);
+            }
+            if !told.is_empty() {
+                count(i, [told, ours], p.heard);
             }
         }
     }
@@ -268,7 +270,7 @@ impl<S: PageStore> Core<'_, S> {
         let (Some(s), Some(p)) = (self.space_ref(id), b.pages.get(i)) else {
             return;
         };
-        let quiesce = s.quiesce_count + u64::from(s.quiesce_asked);
+        let quiesce = s.next_quiesce();
         let (page, frame, left) = (p.page, p.frame.or(p.noted), p.left);
         for sub in which.iter() {
             let at = page.subpage(sub);
@@ -302,12 +304,17 @@ impl<S: PageStore> Core<'_, S> {
         })
     }
 
-    /// A predecessor's batch whose requests have not ended needs the map to say what is in `frame`.
-    pub(in crate::core) fn is_noted(&self, frame: FrameId) -> bool {
-        self.spaces.iter().flatten().any(|s| {
-            s.batch.as_ref().is_some_and(|b| {
-                b.phase == Phase::Recover && b.pages.iter().any(|p| p.noted == Some(frame))
-            })
+    /// A batch whose window is not over, or a predecessor's whose requests have not ended, needs the map to say what is
+    /// in `frame`; and it brings it to the store itself.
+    pub(in crate::core) fn is_of_a_batch(&self, frame: FrameId) -> bool {
+        let mut batches = self
+            .spaces
+            .iter()
+            .flatten()
+            .filter_map(|s| s.batch.as_ref());
+        batches.any(|b| {
+            let noted = |p: &BatchPage| b.phase == Phase::Recover && p.noted == Some(frame);
+            b.frames().any(|f| f == frame) || b.pages.iter().any(noted)
         })
     }
 
@@ -385,5 +392,52 @@ impl<S: PageStore> Core<'_, S> {
         // In this order: dying between them, a successor does both again.
         self.dropped_after_all(id, b, i, dropped);
         self.notes.set_queued(id, i, run, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Nanos;
+
+    const PAGE: PageIndex = PageIndex(0x900);
+
+    /// Requests for subpage 6 and for 10 to 15 are on the ring; `messages` are ranges of subpages, from and to. What is
+    /// left of the batch, and what came before something below it.
+    fn after(messages: &[(usize, usize)]) -> (SubpageMask, SubpageMask) {
+        let queued = run_mask(6, 1).or(run_mask(10, 6));
+        let mut b = Batch::new(Nanos(0));
+        b.pages.push(BatchPage::new(PAGE, queued, None));
+        b.goto(Phase::Wait);
+        let mut heard = SubpageMask::NONE;
+        for &(from, to) in messages {
+            let range = AddrRange {
+                start: PAGE.subpage(from).start(),
+                end: PAGE.subpage(to).start(),
+            };
+            let before = heard;
+            b.note_removal(
+                range,
+                |_| (queued, before),
+                |_, [told, _], _| heard = heard.or(told),
+            );
+        }
+        (b.pages[0].mask, b.pages[0].heard.early)
+    }
+
+    #[test]
+    fn a_message_of_ours_goes_over_what_the_process_has_dropped() {
+        let left = run_mask(11, 5);
+        let theirs = (6, 11);
+        // In one message, and in two of a mapping that was split.
+        assert_eq!(after(&[theirs, (10, 12)]), (left, SubpageMask::NONE));
+        assert_eq!(
+            after(&[theirs, (10, 11), (11, 12)]),
+            (left, SubpageMask::NONE)
+        );
+        // Nothing was heard of the one below.
+        assert_eq!(after(&[theirs, (11, 12)]), (left, run_mask(11, 1)));
+        assert_eq!(after(&[(10, 12)]).1, SubpageMask::NONE);
+        assert_eq!(after(&[(11, 12)]).1, run_mask(11, 1));
     }
 }

@@ -295,8 +295,7 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(old) = p.frame.replace(spare) {
             if self.frames.holds(old) > 1 {
                 // Subpages that the kernel dropped between the two reads, or a child's, are only there.
-                self.add_orphan(old);
-                self.frames.drop_hold(old);
+                self.leave_frame(old);
                 b.spare = None;
             } else {
                 b.spare = Some(old);

@@ -27,6 +27,12 @@ impl Watch {
                 space,
                 uffd,
             } => self.child_of(parent, space, uffd),
+            Errand::Waits { space, thread } => {
+                if let Some(o) = self.orphan(space) {
+                    o.waiting = Some(thread);
+                    self.pace.match_at_once();
+                }
+            }
             Errand::PartsLost(space) => {
                 let pid = self.spaces.get(&space).map(|s| s.0);
                 if let Some(parts) = pid.and_then(parts) {

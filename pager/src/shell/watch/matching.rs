@@ -40,7 +40,8 @@ impl Watch {
                 continue;
             }
             let found = self
-                .find_match(&uffd, only)
+                .find_waiting(&uffd, &o)
+                .or_else(|| self.find_match(&uffd, &o, only))
                 .or_else(|| self.find_elsewhere(&uffd, &o));
             let served = match found {
                 Some(pid) if o.bereaved => self.lives_on(&o, pid),
@@ -54,8 +55,34 @@ impl Watch {
         self.orphans = left;
     }
 
+    /// The process of the thread that waits for a page of it, where that is certain: in memory of which nothing is
+    /// present there is nothing to try on.
+    fn find_waiting(&mut self, uffd: &Uffd, o: &Orphan) -> Option<i32> {
+        let pid = family::waits_in_own_memory(o.waiting?)?;
+        if !procfs::image(pid).is_ok_and(|i| self.images(o).contains(&i)) {
+            return None;
+        }
+        self.add_member(pid);
+        let may_be = self.members.get(&pid).is_some_and(|m| !m.is_held());
+        let fits = || matches!(family::compare(uffd, pid), Match::Same | Match::Unsure);
+        (may_be && fits()).then_some(pid)
+    }
+
+    /// What may run in the process of a space: an ended process's memory has its image; a fork's child has its parent's,
+    /// or, where that is not known, that of a process that is held.
+    fn images(&self, o: &Orphan) -> BTreeSet<u64> {
+        if o.image != 0 {
+            return BTreeSet::from([o.image]);
+        }
+        self.control
+            .records()
+            .filter(|r| !o.bereaved || r.uffd == o.uffd)
+            .map(|r| r.image)
+            .collect()
+    }
+
     /// Searches among the members. `only`: no other space looks for its process.
-    fn find_match(&self, uffd: &Uffd, only: bool) -> Option<i32> {
+    fn find_match(&self, uffd: &Uffd, o: &Orphan, only: bool) -> Option<i32> {
         let mut unsure = Vec::new();
         for (&pid, m) in &self.members {
             if m.is_held() {
@@ -67,7 +94,11 @@ impl Watch {
                 Match::Other | Match::Gone => {}
             }
         }
-        // Nothing present to try on: the only one that it can be, it is.
+        // Nothing present to try on: the only one that it can be, it is. Not one that serves its memory itself and runs
+        // something else.
+        if o.image != 0 {
+            unsure.retain(|&pid| procfs::image(pid).is_ok_and(|i| i == o.image));
+        }
         match unsure.as_slice() {
             [pid] if only => Some(*pid),
             _ => None,
@@ -80,13 +111,7 @@ impl Watch {
         if !self.pace.wide_is_due(started) {
             return None;
         }
-        // An ended process's memory has its image; a fork's child has that of a process that was held.
-        let images: BTreeSet<u64> = self
-            .control
-            .records()
-            .filter(|r| !o.bereaved || r.uffd == o.uffd)
-            .map(|r| r.image)
-            .collect();
+        let images = self.images(o);
         let everyone = procfs::everyone().unwrap_or_default();
         let found = everyone.into_iter().find(|&pid| {
             !self.members.contains_key(&pid)

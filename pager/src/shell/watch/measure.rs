@@ -20,12 +20,12 @@ pub(super) enum Pressure {
 }
 
 impl Member {
-    /// Its private bytes that can be paged; with so many fork relatives, itself included.
-    fn measure(&mut self, pid: i32, relatives: u64, now: u64) -> u64 {
-        if relatives < 2 {
+    /// Its private bytes that can be paged. `alone`: it has no fork relatives. `text` is room for what is read.
+    fn measure(&mut self, pid: i32, alone: bool, text: &mut Vec<u8>, now: u64) -> u64 {
+        if alone {
             self.shared_bytes = 0;
         } else if now >= self.next_count_ns {
-            let (shared, cost) = timed(|| scan::shared_bytes(pid, relatives).unwrap_or(0));
+            let (shared, cost) = timed(|| scan::shared_bytes(pid, text).unwrap_or(0));
             self.shared_bytes = shared;
             self.next_count_ns = pace::next_count_ns(now, cost);
         }
@@ -44,9 +44,9 @@ impl Watch {
     pub(super) fn measure(&mut self, now: u64) -> Pressure {
         let mut total = 0;
         let mut measured = Vec::new();
-        let relatives = self.members.len() as u64;
+        let alone = self.members.len() < 2;
         for (&pid, m) in &mut self.members {
-            let bytes = m.measure(pid, relatives, now);
+            let bytes = m.measure(pid, alone, &mut self.text, now);
             if m.shares {
                 continue;
             }

@@ -23,6 +23,10 @@ pub(super) struct Orphan {
     pub(super) bereaved: bool,
     /// Nothing is left of the ring in that process. Before, a successor has to find things as they were.
     pub(super) ring_gone: bool,
+    /// What the parent of a fork's child ran, and so the child; 0 where that is not known.
+    pub(super) image: u64,
+    /// A thread that waited for a page of it.
+    pub(super) waiting: Option<u32>,
     /// A ring was asked for.
     pub(super) wants_ring: bool,
     /// It cannot go on, for this reason; said and done when its process is known.
@@ -38,6 +42,8 @@ impl Orphan {
             kept: -1,
             bereaved: false,
             ring_gone: true,
+            image: 0,
+            waiting: None,
             wants_ring: false,
             stopped: None,
         }
@@ -93,20 +99,32 @@ impl Watch {
     pub(super) fn child_of(&mut self, parent: SpaceId, space: SpaceId, uffd: i32) {
         // Now: when the child's process is found, the parent may have ended or been let go of.
         let kept = self.kept_in(parent);
+        let image = self.image_of(parent);
         if let Some(&(_, uffd)) = self.spaces.get(&space) {
             if let Some(r) = self.control.record(uffd).filter(|r| r.inherited < 0) {
                 let inherited = kept;
                 self.control.put_record(&Record { inherited, ..r });
             }
         } else if let Some(o) = self.orphan(space) {
-            o.kept = kept;
+            (o.kept, o.image) = (kept, image);
         } else {
             self.orphans.push(Orphan {
                 kept,
+                image,
                 ..Orphan::child(space, uffd)
             });
         }
         self.pace.match_at_once();
+    }
+
+    /// What the process of a space runs, as [`procfs::image`](crate::sys::procfs::image) tells; 0 where that is not known.
+    fn image_of(&self, space: SpaceId) -> u64 {
+        let served = self
+            .spaces
+            .get(&space)
+            .and_then(|s| self.control.record(s.1));
+        let orphan = || self.orphans.iter().find(|o| o.space == space);
+        served.map_or_else(|| orphan().map_or(0, |o| o.image), |r| r.image)
     }
 
     /// The descriptor that a process keeps of its userfaultfd, which a fork's child has as well.

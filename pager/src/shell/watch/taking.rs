@@ -45,10 +45,18 @@ impl Watch {
                 continue;
             }
             let started = clock::monotonic_ns();
-            if let Err(refusal) = self.take_one(pid) {
+            if let Err(mut refusal) = self.take_one(pid) {
+                // A child of which was heard only now, or that could not be told from another one.
+                refusal.is_passing |= self.may_be_a_child(pid);
                 self.not_taken(pid, started, &refusal);
             }
         }
+    }
+
+    /// Whether this may be a fork's child that is served already: it runs what a process that is held runs.
+    fn may_be_a_child(&self, pid: i32) -> bool {
+        let image = procfs::image(pid).ok().filter(|&i| i != 0);
+        image.is_some_and(|image| self.control.records().any(|r| r.image == image))
     }
 
     /// Takes the process that the session was started for; a failure is the session's.

@@ -3,9 +3,11 @@
 use crate::store::arena::{Arena, HeapArena};
 use crate::store::tests::content::noise;
 
-/// Remembers what was given back.
+/// Remembers what was given back, and can have no memory.
 pub(super) struct WatchedArena {
     pub(super) inner: HeapArena,
+    /// So many more reservations succeed.
+    pub(super) reservations: u64,
     pub(super) given_back: Vec<(u64, u64)>,
 }
 
@@ -13,6 +15,7 @@ impl WatchedArena {
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             inner: HeapArena::new(capacity),
+            reservations: u64::MAX,
             given_back: Vec::new(),
         }
     }
@@ -27,6 +30,11 @@ impl Arena for WatchedArena {
     }
     fn bytes_mut(&mut self, offset: u64, len: usize) -> &mut [u8] {
         self.inner.bytes_mut(offset, len)
+    }
+    fn reserve(&mut self, offset: u64, len: u64) -> bool {
+        let left = self.reservations.checked_sub(1);
+        self.reservations = left.unwrap_or(0);
+        left.is_some() && self.inner.reserve(offset, len)
     }
     fn give_back(&mut self, offset: u64, len: u64) {
         assert_eq!((offset % (1 << 20), len % (1 << 20)), (0, 0));
@@ -132,6 +140,10 @@ impl Arena for MortalArena {
     }
     fn bytes_mut(&mut self, offset: u64, len: usize) -> &mut [u8] {
         self.write(offset, len).bytes_mut(offset, len)
+    }
+    fn reserve(&mut self, offset: u64, len: u64) -> bool {
+        // No byte changes.
+        self.seen.reserve(offset, len)
     }
     fn give_back(&mut self, offset: u64, len: u64) {
         self.write(offset, usize::try_from(len).unwrap())

@@ -174,3 +174,25 @@ fn an_emptied_segment_is_given_back_and_serves_any_class() {
     assert_eq!(puts.count(), 3 * ((1 << 20) - 2048) / 64);
     assert_eq!(store.usage().stored_bytes, 3 * (MIB - 2048));
 }
+
+#[test]
+fn memory_that_cannot_be_had_is_a_full_store_until_there_is_some() {
+    let mut arena = WatchedArena::new(4 << 20);
+    arena.reservations = 0;
+    let mut store = EmbeddedStore::create(arena, 3 * MIB);
+    let page = page_of(&noisy(1));
+    assert_eq!(
+        store.put_now(&page, SubpageMask::ALL),
+        Err(StoreError::Full)
+    );
+    assert_eq!(
+        (store.held_bytes(), store.usage()),
+        (0, StoreUsage::default())
+    );
+    store.arena.reservations = 1;
+    let locations = store.put_now(&page, SubpageMask::ALL).unwrap();
+    assert_eq!(store.held_bytes(), MIB);
+    let mut frame = page_of(&[]);
+    store.get_now(&locations, &mut frame).unwrap();
+    assert_eq!(frame, page);
+}

@@ -128,7 +128,8 @@ proptest! {
         for (line, kb, served, locked) in &lines {
             print(line, &mut text);
             let mut rest = format!("Size: {:12} kB\nRss: {kb:12} kB\nPss: 1 kB\n", line.pages * 4);
-            writeln!(rest, "Anonymous: {:9} kB", kb / 2).unwrap();
+            writeln!(rest, "Shared_Clean: {:6} kB\nShared_Dirty: {:6} kB", kb / 4, kb / 2).unwrap();
+            writeln!(rest, "Private_Dirty: 1 kB\nAnonymous: {:9} kB", kb / 2).unwrap();
             writeln!(rest, "Locked: {:9} kB\nTHPeligible:    0\nProtectionKey:  0", kb / 4).unwrap();
             let (um, lo) = (if *served { "um uw " } else { "" }, if *locked { "lo " } else { "" });
             writeln!(rest, "VmFlags: rd wr mr mw me {um}{lo}ac sd ").unwrap();
@@ -141,6 +142,7 @@ proptest! {
             prop_assert_eq!(got.rss_bytes, kb * 1024);
             prop_assert_eq!(got.anonymous_bytes, kb / 2 * 1024);
             prop_assert_eq!(got.locked_bytes, kb / 4 * 1024);
+            prop_assert_eq!(got.shared_bytes, (kb / 4 + kb / 2) * 1024);
             prop_assert_eq!(got.flags.has(VmFlags::UFFD_MISSING.with(VmFlags::UFFD_WP)), *served);
             prop_assert_eq!(got.flags.has(VmFlags::LOCKED), *locked);
             prop_assert!(got.flags.has(VmFlags::SOFT_DIRTY));
@@ -216,19 +218,36 @@ fn a_mapping_is_found_as_it_is_now() {
     let mut target = Target::start();
     let range = target.map(16);
     let maps = ProcMaps::open(target.pid).unwrap();
-    let found = |plain| Ok(Some(Found { range, plain }));
-    assert_eq!(maps.find(range.start), found(true));
-    assert_eq!(maps.find(sub(range, 15, 1).start.offset(4095)), found(true));
+    let found = |plain, writable| {
+        Ok(Some(Found {
+            range,
+            plain,
+            writable,
+        }))
+    };
+    assert_eq!(maps.find(range.start), found(true, true));
+    assert_eq!(
+        maps.find(sub(range, 15, 1).start.offset(4095)),
+        found(true, true)
+    );
     // In a gap: the next one above.
-    assert_eq!(maps.find(Addr(range.start.0 - 1)), found(true));
-    for (prot, plain) in [
-        (libc::PROT_NONE, false),
-        (libc::PROT_READ, false),
-        (libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC, false),
-        (libc::PROT_READ | libc::PROT_WRITE, true),
+    assert_eq!(maps.find(Addr(range.start.0 - 1)), found(true, true));
+    for (prot, plain, writable) in [
+        (libc::PROT_NONE, false, false),
+        (libc::PROT_READ, false, false),
+        (
+            libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
+            false,
+            true,
+        ),
+        (libc::PROT_READ | libc::PROT_WRITE, true, true),
     ] {
         protect(&mut target, range, prot);
-        assert_eq!(maps.find(range.start), found(plain), "protection {prot}");
+        assert_eq!(
+            maps.find(range.start),
+            found(plain, writable),
+            "protection {prot}"
+        );
     }
     // Memory of the C library's file and memory that is shared, of which the steps' words are some.
     let mut text = Vec::new();
@@ -240,7 +259,8 @@ fn a_mapping_is_found_as_it_is_now() {
             maps.find(range.start),
             Ok(Some(Found {
                 range,
-                plain: false
+                plain: false,
+                writable: true
             }))
         );
         others += 1;
