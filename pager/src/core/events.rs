@@ -24,6 +24,9 @@ impl<S: PageStore> Core<'_, S> {
                 if self.space_ref(id).is_some() {
                     self.apply(id, event, seq, self.gone >> i & 1 == 1);
                 }
+                if !matches!(event, Event::Fault { .. }) {
+                    self.note_doubts();
+                }
             }
             self.crash(CrashPoint::EventApplied);
             self.journal.clear(i);
@@ -31,6 +34,13 @@ impl<S: PageStore> Core<'_, S> {
         }
         self.gone = 0;
         self.clear_graves(|g| g.dropped);
+    }
+
+    /// Writes down what is doubtful: a successor would take the map's word for it.
+    fn note_doubts(&mut self) {
+        for s in self.spaces.iter().flatten() {
+            self.notes.set_doubts(s.id, &s.suspects);
+        }
     }
 
     fn apply(&mut self, id: SpaceId, event: Event, seq: u32, gone: bool) {
@@ -381,15 +391,16 @@ impl<S: PageStore> Core<'_, S> {
         }
         s.restore.disturb(old);
         s.restore.disturb(new);
-        if let Some(b) = s.batch.as_mut() {
-            b.chase(old, to);
-        }
         s.chase_hits(old, to);
         s.sweep_after = super::Nanos(0);
         let left = s.unsettled.left.clone();
         self.notes.set_left(id, &left);
         self.batch_loses(id, old, false);
+        if let Some(b) = self.space(id).and_then(|s| s.batch.as_mut()) {
+            b.chase(old, to);
+        }
         self.batch_loses(id, new, true);
+        self.note_hits(id);
         self.crash(CrashPoint::Moved);
     }
 

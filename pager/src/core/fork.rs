@@ -88,7 +88,7 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(p) = self.space(parent) {
             space.hits.clone_from(&p.hits);
             if let Some(b) = p.batch.as_mut() {
-                space.hits.extend(b.hits());
+                space.add_hits(b.hits());
                 b.has_child(child);
             }
             if !p.known {
@@ -124,6 +124,8 @@ impl<S: PageStore> Core<'_, S> {
                 b.has_child(child);
             }
         }
+        self.notes.set_doubts(child, &space.suspects);
+        self.notes.set_hits(child, space.hits.iter().copied());
         let doomed = self.map.state(child) == SlotState::Doomed;
         if !doomed {
             self.map.activate(child);
@@ -430,6 +432,10 @@ impl<S: PageStore> Core<'_, S> {
             let start = suspect.witness.start();
             let end = start.offset(SUBPAGE_BYTES);
             s.regions.add(AddrRange { start, end });
+        }
+        // Until then they are doubtful to a successor, which would find the same.
+        if self.space_ref(id).is_some_and(|s| s.suspects.is_empty()) {
+            self.notes.set_doubts(id, &[]);
         }
         self.unhold();
     }

@@ -203,6 +203,8 @@ pub struct Core<'m, S> {
     small_child_bytes: u64,
     large_drop_bytes: u64,
     turn: usize,
+    /// There is work for a space whose turn has passed.
+    again: bool,
     crash: fn(CrashPoint),
     stats: Stats,
     now: Nanos,
@@ -254,6 +256,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             small_child_bytes: config.small_child_bytes,
             large_drop_bytes: config.large_drop_bytes,
             turn: 0,
+            again: false,
             crash: config.crash,
             stats: Stats::default(),
             now: Nanos(0),
@@ -477,6 +480,8 @@ impl<'m, S: PageStore> Core<'m, S> {
         }
         self.notes.clear(id);
         self.notes.set_left(id, &[]);
+        self.notes.set_doubts(id, &[]);
+        self.notes.set_hits(id, std::iter::empty());
         self.notes.set_large_drop(id, false);
         self.clear_graves(|g| g.space == id);
         let (store, frames) = (&mut self.store, &mut self.frames);

@@ -6,7 +6,7 @@
 //! sequence number of the message that changed it last share a word: applying a message again after a
 //! crash changes nothing.
 //!
-//! Layout by space, 128 words:
+//! Layout by space, 320 words:
 //!
 //! | word | content |
 //! |---|---|
@@ -20,18 +20,24 @@
 //! | 82 to 125 | old places of moves whose second message has not come: first subpage << 28 \| subpages |
 //! | 126 | 1: the process drops a large range, or several |
 //! | 127 | bit 32 and the sequence number of the move whose new place was cleared last |
+//! | 128 | runs of doubtful subpages ([`Doubts`]); bit 32: in the second of two areas |
+//! | 130 to 191, 192 to 253 | run `i`: first subpage \| how many << 48; the witness of the first one \| bit 63: they are here if that is |
+//! | 256 | how many pages follow that requests may have hit, beside those of the batch |
 //!
 //! A request is noted before it is queued. Whether its queueing was reached, the ring itself tells a
 //! successor: it counts what was ever put in.
 
-use holo_proto::{AddrRange, PAGE_SUBPAGES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageMask};
+use holo_proto::{
+    AddrRange, PAGE_SUBPAGES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask,
+};
 
 use super::map::{FrameId, SPACES};
+use super::space::Suspect;
 use super::words::{Words, get, set};
 
 /// Most pages in a batch.
 pub const BATCH_PAGES: usize = 16;
-const WORDS: usize = 128;
+const WORDS: usize = 320;
 /// Words of a page.
 const PAGE_WORDS: usize = 5;
 /// The request that was being queued last.
@@ -42,7 +48,20 @@ const LEFT: usize = LARGE_DROP - LEFT_AT;
 /// Whether there is a large drop that no entry tells of.
 const LARGE_DROP: usize = CLEARED - 1;
 /// The move whose new place was cleared last.
-const CLEARED: usize = WORDS - 1;
+const CLEARED: usize = 127;
+/// Doubtful subpages: how many runs, and the two areas of which one counts.
+const DOUBTS: usize = CLEARED + 1;
+const DOUBTS_AT: [usize; 2] = [DOUBTS + 2, DOUBTS + 2 + 2 * RUNS];
+/// Most runs.
+const RUNS: usize = 31;
+/// Pages to be made dirty beside those of the batch: how many, and which.
+const HITS: usize = DOUBTS_AT[1] + 2 * RUNS + 2;
+const HITS_MOST: usize = WORDS - HITS - 1;
+/// In the word of their number: the second area.
+const SECOND: u64 = 1 << 32;
+/// In the first word of a run: above its first subpage, how many. In the second: entries count if the witness is there.
+const LEN_SHIFT: u32 = 48;
+const IF_THERE: u64 = 1 << 63;
 /// In the first word of a page: above its index, its frame.
 const FRAME_SHIFT: u32 = 48;
 /// In word 0: all requests have ended.
@@ -176,6 +195,84 @@ impl<'m> Notes<'m> {
     /// What [`Notes::set_large_drop`] wrote.
     pub(crate) fn has_large_drop(&self, space: SpaceId) -> bool {
         get(self.words, Self::at(space, LARGE_DROP)) != 0
+    }
+
+    /// Writes down of which subpages it is to be found out whether what the map says is there. More runs than there is room
+    /// for are not remembered by a successor.
+    pub(crate) fn set_doubts(&self, space: SpaceId, suspects: &[Suspect]) {
+        let number = Self::at(space, DOUBTS);
+        let was = get(self.words, number);
+        if suspects.is_empty() {
+            if was != 0 {
+                set(self.words, number, 0);
+            }
+            return;
+        }
+        let second = was & SECOND ^ SECOND;
+        let area = Self::at(space, DOUBTS_AT[usize::from(second != 0)]);
+        let mut sorted = suspects.to_vec();
+        sorted.sort_unstable_by_key(|x| (x.if_there, x.witness.0.wrapping_sub(x.at.0), x.at));
+        let mut runs = 0;
+        let mut rest = sorted.as_slice();
+        while let (Some(&first), true) = (rest.first(), runs < RUNS) {
+            let along = |(i, x): &(usize, &Suspect)| {
+                let i = *i as u64;
+                x.at.0 == first.at.0 + i
+                    && x.witness.0 == first.witness.0 + i
+                    && x.if_there == first.if_there
+            };
+            let longest = rest.len().min(usize::from(u16::MAX));
+            let len = rest[..longest].iter().enumerate().take_while(along).count();
+            let there = if first.if_there { IF_THERE } else { 0 };
+            set(
+                self.words,
+                area + 2 * runs,
+                first.at.0 | (len as u64) << LEN_SHIFT,
+            );
+            set(self.words, area + 2 * runs + 1, first.witness.0 | there);
+            runs += 1;
+            rest = &rest[len..];
+        }
+        set(self.words, number, runs as u64 | second);
+    }
+
+    /// What [`Notes::set_doubts`] wrote.
+    pub(crate) fn doubts(&self, space: SpaceId) -> Vec<Suspect> {
+        let number = get(self.words, Self::at(space, DOUBTS));
+        let area = Self::at(space, DOUBTS_AT[usize::from(number & SECOND != 0)]);
+        let runs = usize::try_from(number & (SECOND - 1)).map_or(0, |n| n.min(RUNS));
+        let mut all = Vec::new();
+        for i in 0..runs {
+            let [first, witness] = [0, 1].map(|word| get(self.words, area + 2 * i + word));
+            for k in 0..first >> LEN_SHIFT {
+                all.push(Suspect {
+                    at: SubpageIndex((first & ((1 << LEN_SHIFT) - 1)) + k),
+                    witness: SubpageIndex((witness & !IF_THERE) + k),
+                    if_there: witness & IF_THERE != 0,
+                });
+            }
+        }
+        all
+    }
+
+    /// Writes down pages that requests may have hit, beside those of the batch. More than there is room for are not
+    /// remembered by a successor.
+    pub(crate) fn set_hits(&self, space: SpaceId, pages: impl Iterator<Item = PageIndex>) {
+        let mut count = 0;
+        for page in pages.take(HITS_MOST) {
+            count += 1;
+            set(self.words, Self::at(space, HITS + count), page.0);
+        }
+        if get(self.words, Self::at(space, HITS)) != count as u64 {
+            set(self.words, Self::at(space, HITS), count as u64);
+        }
+    }
+
+    /// What [`Notes::set_hits`] wrote.
+    pub(crate) fn hits(&self, space: SpaceId) -> impl Iterator<Item = PageIndex> + '_ {
+        let count = get(self.words, Self::at(space, HITS));
+        let count = usize::try_from(count).map_or(0, |n| n.min(HITS_MOST));
+        (1..=count).map(move |i| PageIndex(get(self.words, Self::at(space, HITS + i))))
     }
 
     pub(crate) fn clear(&self, space: SpaceId) {
@@ -349,5 +446,74 @@ impl<'m> Notes<'m> {
         (0..PAGE_SUBPAGES)
             .filter(|s| counts >> (2 * s) & 3 >= least)
             .fold(SubpageMask::NONE, SubpageMask::with)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scripted::memory;
+    use super::*;
+
+    const SPACE: SpaceId = SpaceId(3);
+
+    fn suspect(at: u64, witness: u64, if_there: bool) -> Suspect {
+        Suspect {
+            at: SubpageIndex(at),
+            witness: SubpageIndex(witness),
+            if_there,
+        }
+    }
+
+    fn doubts(notes: &Notes<'_>) -> Vec<(u64, u64, bool)> {
+        let all = notes.doubts(SPACE).into_iter();
+        let mut all: Vec<_> = all.map(|x| (x.at.0, x.witness.0, x.if_there)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    #[test]
+    fn doubts_are_read_back() {
+        let notes = Notes::open(memory().notes);
+        let last = (1 << 36) - 1;
+        // As they come: two for each subpage.
+        let mut all: Vec<_> = (0..500)
+            .flat_map(|i| {
+                [
+                    suspect(0x9000 + i, 0x100 + i, true),
+                    suspect(0x9000 + i, 0x9000 + i, false),
+                ]
+            })
+            .collect();
+        all.push(suspect(last, last, true));
+        while !all.is_empty() {
+            notes.set_doubts(SPACE, &all);
+            let mut expected: Vec<_> = all
+                .iter()
+                .map(|x| (x.at.0, x.witness.0, x.if_there))
+                .collect();
+            expected.sort_unstable();
+            assert_eq!(doubts(&notes), expected);
+            all.truncate(all.len() / 3);
+        }
+        notes.set_doubts(SPACE, &[]);
+        assert_eq!(doubts(&notes), []);
+        for other in [SpaceId(2), SpaceId(4)] {
+            assert!(notes.doubts(other).is_empty() && notes.left(other).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_to_be_noted_is_cut() {
+        let notes = Notes::open(memory().notes);
+        let apart: Vec<_> = (0..100).map(|i| suspect(2 * i, 2 * i, true)).collect();
+        notes.set_doubts(SPACE, &apart);
+        assert_eq!(doubts(&notes).len(), RUNS);
+        let pages = || (0..1000).map(PageIndex);
+        notes.set_hits(SPACE, pages());
+        assert!(notes.hits(SPACE).eq(pages().take(HITS_MOST)));
+        // Neither is in the other's words, or in those of the next space.
+        assert_eq!(doubts(&notes).len(), RUNS);
+        assert_eq!(notes.pages(SpaceId(4)), 0);
+        assert_eq!(notes.hits(SpaceId(4)).count(), 0);
     }
 }

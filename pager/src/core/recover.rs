@@ -61,6 +61,9 @@ impl<'m, S: PageStore> Core<'m, S> {
                 space.drops.add(all, space.quiesce_count);
             }
             space.unsettled.left = core.notes.left(id);
+            let mut doubts = core.notes.doubts(id);
+            doubts.retain(|x| core.map.entry(id, x.at).has_bytes());
+            space.suspects = doubts;
             space.unproved = Some(Unproved::default());
             let all = AddrRange {
                 start: USER_END,
@@ -77,6 +80,8 @@ impl<'m, S: PageStore> Core<'m, S> {
             }
             if core.notes.pages(id) > 0 {
                 space.batch = Some(Batch::recovered(&core.notes, id));
+            } else {
+                space.hits.extend(core.notes.hits(id));
             }
             space.ring = Ring::Inherited;
             core.spaces[usize::from(id.0)] = Some(space);

@@ -226,10 +226,13 @@ impl<S: PageStore> Core<'_, S> {
             return None;
         }
         if s.restore.is_idle() {
-            // First what was hit here by a relative's request, or is yet to be told of.
-            let batches = |s: &super::Space| s.batch.as_ref().is_some_and(|b| b.will_tell(id));
-            let waits = !s.hits.is_empty() || self.spaces.iter().flatten().any(|s| batches(s));
-            return if waits { None } else { self.step_let_go(id) };
+            // First what was hit here by a relative's request, or may have been: that is the batch's.
+            if s.life == Life::Detaching {
+                self.hear_of_hits(id);
+            }
+            let hit = !self.space_ref(id)?.hits.is_empty();
+            self.again |= hit;
+            return if hit { None } else { self.step_let_go(id) };
         }
         if let Some(f) = s.restore.flights.iter().find(|f| f.ended).copied() {
             s.restore.step = Step::Prove(f.page());

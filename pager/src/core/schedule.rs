@@ -107,6 +107,15 @@ impl<S: PageStore> Core<'_, S> {
 
     /// One step of background work: registering, restoring, evicting; spaces take turns.
     fn step_spaces(&mut self) -> Option<(Doing, Op)> {
+        self.again = false;
+        let step = self.step_each_space();
+        if step.is_none() && self.again {
+            return self.step_each_space();
+        }
+        step
+    }
+
+    fn step_each_space(&mut self) -> Option<(Doing, Op)> {
         for k in 0..SPACES {
             let at = (self.turn + k) % SPACES;
             let Some(s) = self.spaces[at].as_deref_mut() else {

@@ -279,11 +279,18 @@ impl Space {
                 AddrRange { start, end }.pages()
             })
             .collect();
-        for page in there {
+        self.add_hits(there.into_iter());
+    }
+
+    /// A relative's requests may have hit these pages here. Whether any of them is new.
+    pub(crate) fn add_hits(&mut self, pages: impl Iterator<Item = PageIndex>) -> bool {
+        let before = self.hits.len();
+        for page in pages {
             if !self.hits.contains(&page) {
                 self.hits.push(page);
             }
         }
+        self.hits.len() > before
     }
 
     /// Where that is now which was in `range` of this process, or of a parent before it forked, when somebody looked and

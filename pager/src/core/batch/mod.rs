@@ -113,6 +113,7 @@ enum Step {
     RepairKick,
     RepairLift(SubpageIndex),
     RepairRedirty(SubpageIndex),
+    RepairProof,
     Put,
     Pageout,
     FinalLook,
@@ -146,6 +147,10 @@ pub(crate) struct Batch {
     recovered: bool,
     /// They have been told of what is to be repaired.
     told_children: bool,
+    /// Who did not wait for that.
+    told_early: Vec<SpaceId>,
+    /// After the last repair, no fork's message is left unread of a child that shares what was hit.
+    proved: bool,
     /// It offers nothing, and puts right what another one's requests have hit.
     only_repairs: bool,
     freed: u32,
@@ -174,6 +179,8 @@ impl Batch {
             children: Vec::new(),
             recovered: false,
             told_children: false,
+            told_early: Vec::new(),
+            proved: false,
             only_repairs: false,
             freed: 0,
             planned_bytes: 0,
@@ -200,6 +207,9 @@ impl Batch {
             p.open = notes.is_settled(id);
             b.pages.push(p);
         }
+        for page in notes.hits(id) {
+            b.repair_also(page);
+        }
         b
     }
 
@@ -208,14 +218,28 @@ impl Batch {
         let mut b = Self::new(now);
         b.only_repairs = true;
         for page in pages {
+            b.repair_also(page);
+        }
+        b.goto(Phase::Repair);
+        b
+    }
+
+    /// A page that it only makes dirty.
+    fn repair_also(&mut self, page: PageIndex) {
+        // A tag counts pages in eight bits; that many moves do not fit into one window.
+        if self.pages.len() < 256 {
             let mut p = BatchPage::new(page, SubpageMask::NONE, None);
             p.lost = true;
             p.repair = true;
             p.open = true;
-            b.pages.push(p);
+            self.pages.push(p);
         }
-        b.goto(Phase::Repair);
-        b
+    }
+
+    /// Pages that a request may have hit, beside the first `noted`.
+    pub(crate) fn hits_beside(&self, noted: usize) -> impl Iterator<Item = PageIndex> + '_ {
+        let beside = self.pages.iter().skip(noted);
+        beside.filter(|p| p.repair).map(|p| p.page)
     }
 
     /// Pages that a request may have hit, as far as is known.
@@ -230,9 +254,26 @@ impl Batch {
 
     /// A child was forked: what requests have hit by now, or will be known to have, it shares.
     pub(crate) fn has_child(&mut self, child: SpaceId) {
-        if self.phase != Phase::Select && !self.told_children {
+        let nothing_queued = matches!(
+            self.phase,
+            Phase::Select | Phase::Threads | Phase::Protect | Phase::Pins | Phase::Read
+        );
+        // Its slot may have been another one's.
+        self.told_early.retain(|&c| c != child);
+        if !nothing_queued && !self.told_children {
             self.children.push(child);
         }
+    }
+
+    /// All that requests may have hit which `child` shares, for a child that does not wait until that is known: its
+    /// parent may be stopped for ever. What they hit after the fork is not the child's.
+    fn tell_early(&mut self, child: SpaceId) -> Vec<PageIndex> {
+        let shares = self.will_tell(child) || self.recovered && !self.told_children;
+        if !shares || self.only_repairs || self.told_early.contains(&child) {
+            return Vec::new();
+        }
+        self.told_early.push(child);
+        self.pages.iter().map(|p| p.page).collect()
     }
 
     /// Frames that the batch holds.
@@ -413,7 +454,18 @@ impl<S: PageStore> Core<'_, S> {
         s.batch = Some(b);
         self.notes.write(id, pages.into_iter());
         self.notes.settle(id);
+        self.note_hits(id);
         true
+    }
+
+    /// Writes down which pages are to be made dirty here, beside those that are noted of the batch.
+    pub(super) fn note_hits(&self, id: SpaceId) {
+        if let Some(s) = self.space_ref(id) {
+            let noted = self.notes.pages(id);
+            let beside = s.batch.iter().flat_map(|b| b.hits_beside(noted));
+            self.notes
+                .set_hits(id, s.hits.iter().copied().chain(beside));
+        }
     }
 
     /// The next step of a space's batch; begins one if there is pressure.
@@ -573,7 +625,8 @@ impl<S: PageStore> Core<'_, S> {
             | Step::RepairLook
             | Step::RepairQueue { .. }
             | Step::RepairLift(_)
-            | Step::RepairRedirty(_) => self.repair_step_done(id, b, step, outcome),
+            | Step::RepairRedirty(_)
+            | Step::RepairProof => self.repair_step_done(id, b, step, outcome),
             Step::Reread { first, count } => {
                 let got = if let Outcome::Subpages(n) = outcome {
                     n

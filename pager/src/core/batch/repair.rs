@@ -3,7 +3,7 @@
 use holo_proto::{PageIndex, SpaceId, SubpageIndex, SubpageMask};
 
 use super::{Batch, Phase, Step, run_mask, tag_of};
-use crate::core::{Advice, Core, Op, Outcome, StopReason};
+use crate::core::{ANYWHERE, Advice, Core, Op, Outcome, StopReason};
 use crate::store::api::PageStore;
 
 /// So many rounds of one page's repair may end with something refused that is there at the next look. They follow each other
@@ -58,11 +58,27 @@ impl<S: PageStore> Core<'_, S> {
         }
         let (children, anybody) = (std::mem::take(&mut b.children), b.recovered);
         for s in self.spaces.iter_mut().flatten() {
-            if s.id != id && (anybody || children.contains(&s.id)) {
-                let new: Vec<_> = hits.iter().filter(|p| !s.hits.contains(p)).collect();
-                s.hits.extend(new);
+            let shares = anybody || children.contains(&s.id);
+            if s.id != id && shares && !b.told_early.contains(&s.id) {
+                self.again |= s.add_hits(hits.iter().copied());
             }
         }
+        for space in self.all_spaces().filter(|&s| s != id) {
+            self.note_hits(space);
+        }
+    }
+
+    /// A space that is about to be let go of waits for nobody: what it may share that requests have hit, it puts right.
+    pub(in crate::core) fn hear_of_hits(&mut self, id: SpaceId) {
+        let others = self.spaces.iter_mut().flatten().filter(|s| s.id != id);
+        let hits: Vec<_> = others
+            .filter_map(|s| s.batch.as_mut())
+            .flat_map(|b| b.tell_early(id))
+            .collect();
+        if let Some(s) = self.space(id) {
+            s.add_hits(hits.into_iter());
+        }
+        self.note_hits(id);
     }
 
     pub(super) fn repair(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
@@ -114,7 +130,17 @@ impl<S: PageStore> Core<'_, S> {
                 page: p.page,
             });
         }
+        // A child that was forked before the last of this may be heard of only now: it finds the batch as long as this has
+        // not succeeded.
+        if !b.proved && b.pages.iter().any(|p| p.repair) {
+            b.step = Step::RepairProof;
+            return Some(Op::Unprotect {
+                space: id,
+                range: ANYWHERE,
+            });
+        }
         self.notes.finish(id);
+        self.note_hits(id);
         b.goto(Phase::Put);
         None
     }
@@ -168,6 +194,10 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 _ => b.repair.redirty = run_mask(first, count),
             },
+            Step::RepairProof => {
+                b.proved = true;
+                self.progressed(id);
+            }
             Step::RepairLift(at) => {
                 b.repair.lifted = Some(at);
                 self.progressed(id);
@@ -201,7 +231,7 @@ mod tests {
     use super::super::BatchPage;
     use super::*;
     use crate::core::scripted::{Hollow, core_of, play};
-    use crate::core::{Nanos, PageLook};
+    use crate::core::{Input, Nanos, PageLook};
 
     const EINVAL: i32 = -22;
     const PAGE: PageIndex = PageIndex(0x700);
@@ -346,6 +376,87 @@ mod tests {
             let s = core.space(id).unwrap();
             assert!(s.batch.is_none() && s.hits.is_empty());
         }
+    }
+
+    #[test]
+    fn a_child_that_is_let_go_of_waits_for_no_parent() {
+        let (mut core, space) = hit();
+        let child = core.add_space(1).unwrap();
+        core.handle(Nanos(0), Input::RingReady(child));
+        let batch = core.space(space).unwrap().batch.as_mut().unwrap();
+        batch.goto(Phase::Wait);
+        batch.outstanding = 1;
+        batch.has_child(child);
+        core.handle(Nanos(0), Input::Detach(child));
+        let mut populated = Vec::new();
+        let asked = play(
+            &mut core,
+            |_| 0,
+            |op| match *op {
+                Op::Look { .. } => look(run_mask(4, 2)),
+                Op::Advise { space, range, .. } => {
+                    populated.push((space, range));
+                    None
+                }
+                _ => None,
+            },
+        );
+        assert_eq!(populated, [(child, super::super::run(PAGE, 4, 2))]);
+        let closed = |op: &Op| matches!(op, Op::Closed { space, .. } if *space == child);
+        assert_eq!(count(&asked, closed), 1);
+        // Its slot's next owner may be a child again.
+        let batch = core.space(space).unwrap().batch.as_mut().unwrap();
+        assert_eq!(batch.tell_early(child), []);
+        batch.has_child(child);
+        assert_eq!(batch.tell_early(child), [PAGE]);
+    }
+
+    #[test]
+    fn a_batch_is_not_over_before_all_forks_are_heard_of() {
+        let (mut core, space) = hit();
+        let (mut pending, mut over_before) = (3, false);
+        let asked = play(
+            &mut core,
+            |_| 0,
+            |op| match *op {
+                Op::Look { .. } => look(run_mask(4, 2)),
+                Op::Unprotect { range, .. } if range == ANYWHERE && pending > 0 => {
+                    pending -= 1;
+                    Some(Outcome::EventsPending)
+                }
+                Op::Pageout { .. } | Op::Put { .. } => {
+                    over_before |= pending > 0;
+                    None
+                }
+                _ => None,
+            },
+        );
+        let proof = |op: &Op| matches!(op, Op::Unprotect { range, .. } if *range == ANYWHERE);
+        assert!(count(&asked, proof) >= 4 && !over_before, "{asked:?}");
+        assert!(core.space(space).unwrap().batch.is_none());
+    }
+
+    #[test]
+    fn a_successor_knows_what_was_to_be_made_dirty() {
+        let (mut core, space) = hit();
+        let child = core.add_space(1).unwrap();
+        let (from, to) = (PAGE.range(), PageIndex(0x900));
+        core.notes
+            .write(space, [(PAGE, run_mask(4, 2), None)].into_iter());
+        let batch = core.space(space).unwrap().batch.as_mut().unwrap();
+        batch.has_child(child);
+        batch.chase(from, to.range().start);
+        core.note_hits(space);
+        // Nothing is told twice.
+        for _ in 0..2 {
+            core.hear_of_hits(child);
+        }
+        let hits = |id| core.notes.hits(id).collect::<Vec<_>>();
+        assert_eq!((hits(space), hits(child)), (vec![to], vec![PAGE, to]));
+        let b = Batch::recovered(&core.notes, space);
+        assert_eq!(b.hits().collect::<Vec<_>>(), [PAGE, to]);
+        core.end_space(child, false);
+        assert_eq!(core.notes.hits(child).count(), 0);
     }
 
     #[test]

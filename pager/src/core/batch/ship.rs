@@ -147,7 +147,8 @@ impl<S: PageStore> Core<'_, S> {
         if !gone.is_empty() {
             self.stats.pages_evicted += 1;
             self.stats.subpages_evicted += u64::from(gone.count());
-            b.freed += gone.count();
+            // What the kernel has dropped though the store had no room for it comes back.
+            b.freed += if p.durable { gone.count() } else { 0 };
         }
         if !stayed.is_empty() {
             if p.waiter || p.changed {

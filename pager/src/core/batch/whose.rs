@@ -113,13 +113,8 @@ impl Batch {
             for page in (AddrRange { start, end }).pages() {
                 let mut rest = self.pages.iter().skip(repaired);
                 let known = rest.any(|p| p.page == page && p.repair);
-                // A tag counts pages in eight bits; that many moves do not fit into one window.
-                if !known && self.pages.len() < 256 {
-                    let mut p = BatchPage::new(page, SubpageMask::NONE, None);
-                    p.lost = true;
-                    p.repair = true;
-                    p.open = true;
-                    self.pages.push(p);
+                if !known {
+                    self.repair_also(page);
                 }
             }
         }
