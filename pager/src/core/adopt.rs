@@ -40,6 +40,8 @@ impl<S: PageStore> Core<'_, S> {
         }
         s.calm_tries = 0;
         s.adopt.pop_front();
+        // A successor could not find out again either what is known by now.
+        self.notes.set_doubts(id, &self.space_ref(id)?.suspects);
         Some((Doing::Adopt(id, range), Op::Register { space: id, range }))
     }
 

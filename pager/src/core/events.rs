@@ -24,7 +24,7 @@ impl<S: PageStore> Core<'_, S> {
                 if self.space_ref(id).is_some() {
                     self.apply(id, event, seq, self.gone >> i & 1 == 1);
                 }
-                if !matches!(event, Event::Fault { .. }) {
+                if !matches!(event, Event::Fault { .. } | Event::Remove(_)) {
                     self.note_doubts();
                 }
             }
@@ -283,11 +283,21 @@ impl<S: PageStore> Core<'_, S> {
             start: to,
             end: to.offset(len),
         };
-        self.witnessed(id, old);
-        let mut moved_on = Vec::new();
+        // A predecessor's doubts have moved on already.
+        if !self.notes.is_cleared(id, seq) {
+            self.witnessed(id, old);
+            self.doubts_move(id, old, new);
+        }
         let Some(s) = self.space(id) else { return };
         s.adopt_again(old);
         s.adopt_again(new);
+        let unheard = self.is_yet_to_hear(id);
+        let Some(s) = self.space(id) else { return };
+        if unheard {
+            s.hear_later(old, to);
+        } else {
+            s.moved_unheard.clear();
+        }
         if !s.known {
             s.moves.push((old, to));
         }
@@ -295,31 +305,6 @@ impl<S: PageStore> Core<'_, S> {
             youth.own.add(old);
             youth.own.add(new);
         }
-        // Only stale entries are left where the child has never been.
-        let mut stale: Vec<_> = s
-            .suspects
-            .extract_if(.., |x| new.contains(x.at.start()))
-            .collect();
-        // Nothing was there any more: it would have been heard of first.
-        s.suspects
-            .retain(|x| x.if_there || x.witness == x.at || !new.contains(x.witness.start()));
-        // What moves was there, so much is known now; if that was to be found out elsewhere, it still is, and where the
-        // process has put itself what moves, it cannot be any more.
-        for mut x in s.suspects.extract_if(.., |x| old.contains(x.at.start())) {
-            if x.witness == x.at {
-                continue;
-            } else if new.contains(x.witness.start()) {
-                stale.push(x);
-            } else {
-                x.at = to.offset(x.at.start().0 - from.0).subpage();
-                moved_on.push(x);
-            }
-        }
-        s.suspects.append(&mut moved_on);
-        for x in stale {
-            self.set_entry(id, x.at, Entry::Nothing);
-        }
-        let Some(s) = self.space(id) else { return };
         // What the message is about may have made room here already, for what has come since.
         let (rest, aside) = s.unsettled.leaving(old, gone);
         // Whoever we believe in the new place has left it: its own message is on the way.
@@ -402,6 +387,39 @@ impl<S: PageStore> Core<'_, S> {
         self.batch_loses(id, new, true);
         self.note_hits(id);
         self.crash(CrashPoint::Moved);
+    }
+
+    /// What was to be found out where something has come from, or gone to.
+    fn doubts_move(&mut self, id: SpaceId, old: AddrRange, new: AddrRange) {
+        let mut moved_on = Vec::new();
+        let Some(s) = self.space(id) else { return };
+        // Only stale entries are left where the child has never been.
+        let mut stale: Vec<_> = s
+            .suspects
+            .extract_if(.., |x| new.contains(x.at.start()))
+            .collect();
+        // Nothing was there any more: it would have been heard of first.
+        s.suspects
+            .retain(|x| x.if_there || x.witness == x.at || !new.contains(x.witness.start()));
+        // What moves was there, so much is known now; if that was to be found out elsewhere, it still is, and where the
+        // process has put itself what moves, it cannot be any more.
+        for mut x in s.suspects.extract_if(.., |x| old.contains(x.at.start())) {
+            if x.witness == x.at {
+                continue;
+            } else if new.contains(x.witness.start()) {
+                stale.push(x);
+            } else {
+                x.at = new.start.offset(x.at.start().0 - old.start.0).subpage();
+                moved_on.push(x);
+            }
+        }
+        s.suspects.append(&mut moved_on);
+        for x in stale {
+            self.set_entry(id, x.at, Entry::Nothing);
+        }
+        if let Some(s) = self.space_ref(id) {
+            self.notes.set_doubts(id, &s.suspects);
+        }
     }
 
     /// Something has moved from `from` to `to`, and something is at `from` now: what had come to `from`, as was heard of

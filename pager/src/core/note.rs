@@ -6,7 +6,7 @@
 //! sequence number of the message that changed it last share a word: applying a message again after a
 //! crash changes nothing.
 //!
-//! Layout by space, 320 words:
+//! Layout by space, 384 words:
 //!
 //! | word | content |
 //! |---|---|
@@ -22,7 +22,8 @@
 //! | 127 | bit 32 and the sequence number of the move whose new place was cleared last |
 //! | 128 | runs of doubtful subpages ([`Doubts`]); bit 32: in the second of two areas |
 //! | 130 to 191, 192 to 253 | run `i`: first subpage \| how many << 48; the witness of the first one \| bit 63: they are here if that is |
-//! | 256 | how many pages follow that requests may have hit, beside those of the batch |
+//! | 256 | pages that requests may have hit, beside those of the batch; bit 32: in the second of two areas |
+//! | 258 to 320, 321 to 383 | those pages |
 //!
 //! A request is noted before it is queued. Whether its queueing was reached, the ring itself tells a
 //! successor: it counts what was ever put in.
@@ -37,7 +38,7 @@ use super::words::{Words, get, set};
 
 /// Most pages in a batch.
 pub const BATCH_PAGES: usize = 16;
-const WORDS: usize = 320;
+const WORDS: usize = 384;
 /// Words of a page.
 const PAGE_WORDS: usize = 5;
 /// The request that was being queued last.
@@ -54,10 +55,12 @@ const DOUBTS: usize = CLEARED + 1;
 const DOUBTS_AT: [usize; 2] = [DOUBTS + 2, DOUBTS + 2 + 2 * RUNS];
 /// Most runs.
 const RUNS: usize = 31;
-/// Pages to be made dirty beside those of the batch: how many, and which.
+/// Pages to be made dirty beside those of the batch: how many, and the two areas of which one counts.
 const HITS: usize = DOUBTS_AT[1] + 2 * RUNS + 2;
-const HITS_MOST: usize = WORDS - HITS - 1;
-/// In the word of their number: the second area.
+const HITS_AT: [usize; 2] = [HITS + 2, HITS + 2 + HITS_MOST];
+/// Most of them.
+const HITS_MOST: usize = 63;
+/// In the word of a number: the second area.
 const SECOND: u64 = 1 << 32;
 /// In the first word of a run: above its first subpage, how many. In the second: entries count if the witness is there.
 const LEN_SHIFT: u32 = 48;
@@ -211,7 +214,9 @@ impl<'m> Notes<'m> {
         let second = was & SECOND ^ SECOND;
         let area = Self::at(space, DOUBTS_AT[usize::from(second != 0)]);
         let mut sorted = suspects.to_vec();
-        sorted.sort_unstable_by_key(|x| (x.if_there, x.witness.0.wrapping_sub(x.at.0), x.at));
+        let key = |x: &Suspect| (x.if_there, x.witness.0.wrapping_sub(x.at.0), x.at);
+        sorted.sort_unstable_by_key(key);
+        sorted.dedup_by_key(|x| key(x));
         let mut runs = 0;
         let mut rest = sorted.as_slice();
         while let (Some(&first), true) = (rest.first(), runs < RUNS) {
@@ -258,21 +263,27 @@ impl<'m> Notes<'m> {
     /// Writes down pages that requests may have hit, beside those of the batch. More than there is room for are not
     /// remembered by a successor.
     pub(crate) fn set_hits(&self, space: SpaceId, pages: impl Iterator<Item = PageIndex>) {
+        let number = Self::at(space, HITS);
+        let was = get(self.words, number);
+        let second = was & SECOND ^ SECOND;
+        let area = Self::at(space, HITS_AT[usize::from(second != 0)]);
         let mut count = 0;
         for page in pages.take(HITS_MOST) {
+            set(self.words, area + count, page.0);
             count += 1;
-            set(self.words, Self::at(space, HITS + count), page.0);
         }
-        if get(self.words, Self::at(space, HITS)) != count as u64 {
-            set(self.words, Self::at(space, HITS), count as u64);
+        if count > 0 || was != 0 {
+            let area = if count > 0 { second } else { 0 };
+            set(self.words, number, count as u64 | area);
         }
     }
 
     /// What [`Notes::set_hits`] wrote.
     pub(crate) fn hits(&self, space: SpaceId) -> impl Iterator<Item = PageIndex> + '_ {
-        let count = get(self.words, Self::at(space, HITS));
-        let count = usize::try_from(count).map_or(0, |n| n.min(HITS_MOST));
-        (1..=count).map(move |i| PageIndex(get(self.words, Self::at(space, HITS + i))))
+        let number = get(self.words, Self::at(space, HITS));
+        let area = Self::at(space, HITS_AT[usize::from(number & SECOND != 0)]);
+        let count = usize::try_from(number & (SECOND - 1)).map_or(0, |n| n.min(HITS_MOST));
+        (0..count).map(move |i| PageIndex(get(self.words, area + i)))
     }
 
     pub(crate) fn clear(&self, space: SpaceId) {

@@ -24,7 +24,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             .spaces()
             .filter(|&s| map.state(s) == SlotState::Building)
             .collect();
-        for s in unfinished {
+        for &s in &unfinished {
             map.end_space(s, |_| ());
         }
         let mut live = Vec::new();
@@ -36,6 +36,10 @@ impl<'m, S: PageStore> Core<'m, S> {
         });
         let store = store(&live)?;
         let mut core = Self::with_map(map, memory, store, config);
+        for s in unfinished {
+            core.notes.set_doubts(s, &[]);
+            core.notes.set_hits(s, std::iter::empty());
+        }
         for f in staged {
             core.frames.hold(f);
             core.add_orphan(f);
@@ -61,9 +65,7 @@ impl<'m, S: PageStore> Core<'m, S> {
                 space.drops.add(all, space.quiesce_count);
             }
             space.unsettled.left = core.notes.left(id);
-            let mut doubts = core.notes.doubts(id);
-            doubts.retain(|x| core.map.entry(id, x.at).has_bytes());
-            space.suspects = doubts;
+            space.suspects = core.notes.doubts(id);
             space.unproved = Some(Unproved::default());
             let all = AddrRange {
                 start: USER_END,
@@ -91,6 +93,10 @@ impl<'m, S: PageStore> Core<'m, S> {
             }
         }
         core.apply_journal();
+        for s in core.spaces.iter_mut().flatten() {
+            s.suspects
+                .retain(|x| core.map.entry(s.id, x.at).has_bytes());
+        }
         for id in core.map.spaces().collect::<Vec<_>>() {
             core.wake_all(id);
         }

@@ -68,6 +68,8 @@ const CHILDHOOD_NS: u64 = 1_000_000_000;
 /// After a quiesce that did not come about, so long until the next one; it doubles so often.
 const QUIESCE_REST_NS: u64 = 10_000_000;
 const QUIESCE_RESTS: u32 = 7;
+/// Most moves that are remembered until a relative's batch tells of what it has hit.
+const MOVES_UNHEARD: usize = 256;
 
 /// One address space.
 pub(crate) struct Space {
@@ -122,6 +124,8 @@ pub(crate) struct Space {
     pub(crate) batch: Option<Batch>,
     /// Pages that it shares, or did, with a relative in which a request may have hit them: to be made dirty here as well.
     pub(crate) hits: Vec<PageIndex>,
+    /// What has moved since a relative began a batch that will tell of such pages.
+    pub(crate) moved_unheard: Vec<(AddrRange, Addr)>,
     pub(crate) restore: Restore,
     pub(crate) policy: Policy,
     pub(crate) queued: PageSet,
@@ -183,6 +187,7 @@ impl Space {
             requests: 0,
             batch: None,
             hits: Vec::new(),
+            moved_unheard: Vec::new(),
             restore: Restore::default(),
             policy: Policy::new(pages, pages),
             queued: PageSet::new(pages),
@@ -291,6 +296,24 @@ impl Space {
             }
         }
         self.hits.len() > before
+    }
+
+    /// A relative's batch tells of these pages: they are where they were when it was forked, and where they have moved
+    /// since. Whether anything is new.
+    pub(crate) fn told_of_hits(&mut self, pages: impl Iterator<Item = PageIndex>) -> bool {
+        let before = self.hits.len();
+        self.add_hits(pages);
+        for (from, to) in self.moved_unheard.clone() {
+            self.chase_hits(from, to);
+        }
+        self.hits.len() > before
+    }
+
+    /// This has moved before a relative's batch has told of what it has hit.
+    pub(crate) fn hear_later(&mut self, from: AddrRange, to: Addr) {
+        if self.moved_unheard.len() < MOVES_UNHEARD {
+            self.moved_unheard.push((from, to));
+        }
     }
 
     /// Where that is now which was in `range` of this process, or of a parent before it forked, when somebody looked and

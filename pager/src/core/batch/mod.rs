@@ -238,8 +238,22 @@ impl Batch {
 
     /// Pages that a request may have hit, beside the first `noted`.
     pub(crate) fn hits_beside(&self, noted: usize) -> impl Iterator<Item = PageIndex> + '_ {
-        let beside = self.pages.iter().skip(noted);
-        beside.filter(|p| p.repair).map(|p| p.page)
+        let beside = self.pages.iter().skip(noted).filter(|p| p.repair);
+        beside.filter(|_| self.repairs()).map(|p| p.page)
+    }
+
+    /// Requests may be on the ring, and what they hit is not repaired.
+    fn repairs(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Queue
+                | Phase::Wait
+                | Phase::Recover
+                | Phase::Reread
+                | Phase::Unprotect
+                | Phase::Repair
+                | Phase::RepairWait
+        )
     }
 
     /// Pages that a request may have hit, as far as is known.
@@ -250,6 +264,12 @@ impl Batch {
     /// Whether this child, or a child of it, is yet to be told of what was hit.
     pub(crate) fn will_tell(&self, child: SpaceId) -> bool {
         !self.told_children && self.children.contains(&child)
+    }
+
+    /// The same, and of whom nobody knows whose child it is.
+    fn may_tell(&self, child: SpaceId) -> bool {
+        let anybody = self.recovered && !self.told_children;
+        !self.only_repairs && (anybody || self.will_tell(child))
     }
 
     /// A child was forked: what requests have hit by now, or will be known to have, it shares.
@@ -268,8 +288,7 @@ impl Batch {
     /// All that requests may have hit which `child` shares, for a child that does not wait until that is known: its
     /// parent may be stopped for ever. What they hit after the fork is not the child's.
     fn tell_early(&mut self, child: SpaceId) -> Vec<PageIndex> {
-        let shares = self.will_tell(child) || self.recovered && !self.told_children;
-        if !shares || self.only_repairs || self.told_early.contains(&child) {
+        if !self.may_tell(child) || self.told_early.contains(&child) {
             return Vec::new();
         }
         self.told_early.push(child);

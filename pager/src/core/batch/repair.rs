@@ -59,8 +59,8 @@ impl<S: PageStore> Core<'_, S> {
         let (children, anybody) = (std::mem::take(&mut b.children), b.recovered);
         for s in self.spaces.iter_mut().flatten() {
             let shares = anybody || children.contains(&s.id);
-            if s.id != id && shares && !b.told_early.contains(&s.id) {
-                self.again |= s.add_hits(hits.iter().copied());
+            if s.id != id && shares {
+                self.again |= s.told_of_hits(hits.iter().copied());
             }
         }
         for space in self.all_spaces().filter(|&s| s != id) {
@@ -76,9 +76,17 @@ impl<S: PageStore> Core<'_, S> {
             .flat_map(|b| b.tell_early(id))
             .collect();
         if let Some(s) = self.space(id) {
-            s.add_hits(hits.into_iter());
+            s.told_of_hits(hits.into_iter());
         }
         self.note_hits(id);
+    }
+
+    /// Whether a relative's batch may still tell this space of what it has hit here.
+    pub(in crate::core) fn is_yet_to_hear(&self, id: SpaceId) -> bool {
+        let others = self.spaces.iter().flatten().filter(|s| s.id != id);
+        others
+            .filter_map(|s| s.batch.as_ref())
+            .any(|b| b.may_tell(id))
     }
 
     pub(super) fn repair(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
@@ -409,6 +417,20 @@ mod tests {
         assert_eq!(batch.tell_early(child), []);
         batch.has_child(child);
         assert_eq!(batch.tell_early(child), [PAGE]);
+    }
+
+    #[test]
+    fn what_a_child_has_moved_before_it_is_told_is_repaired_in_both_places() {
+        let (mut core, space) = hit();
+        let child = core.add_space(1).unwrap();
+        let batch = core.space(space).unwrap().batch.as_mut().unwrap();
+        batch.has_child(child);
+        assert!(core.is_yet_to_hear(child));
+        let to = PageIndex(0x900);
+        let s = core.space(child).unwrap();
+        s.hear_later(PAGE.range(), to.range().start);
+        core.hear_of_hits(child);
+        assert_eq!(core.space(child).unwrap().hits, [PAGE, to]);
     }
 
     #[test]

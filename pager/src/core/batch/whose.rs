@@ -82,17 +82,7 @@ impl Batch {
     /// The process moved pages: what a request may have hit in another's place is repaired where it is now.
     pub(crate) fn chase(&mut self, from: AddrRange, to: Addr) {
         // Before a request is queued there is nothing to repair, and what is noted has room for a batch alone.
-        let repairs = matches!(
-            self.phase,
-            Phase::Queue
-                | Phase::Wait
-                | Phase::Recover
-                | Phase::Reread
-                | Phase::Unprotect
-                | Phase::Repair
-                | Phase::RepairWait
-        );
-        if !repairs {
+        if !self.repairs() {
             return;
         }
         let repaired = if matches!(self.phase, Phase::Repair | Phase::RepairWait) {
