@@ -284,20 +284,13 @@ impl<S: PageStore> Core<'_, S> {
             end: to.offset(len),
         };
         // A predecessor's doubts have moved on already.
-        if !self.notes.is_cleared(id, seq) {
+        if !self.notes.is_cleared(id, seq) && !self.notes.have_doubts_moved(id, seq) {
             self.witnessed(id, old);
-            self.doubts_move(id, old, new);
+            self.doubts_move(id, old, new, seq);
         }
         let Some(s) = self.space(id) else { return };
         s.adopt_again(old);
         s.adopt_again(new);
-        let unheard = self.is_yet_to_hear(id);
-        let Some(s) = self.space(id) else { return };
-        if unheard {
-            s.hear_later(old, to);
-        } else {
-            s.moved_unheard.clear();
-        }
         if !s.known {
             s.moves.push((old, to));
         }
@@ -377,6 +370,8 @@ impl<S: PageStore> Core<'_, S> {
         s.restore.disturb(old);
         s.restore.disturb(new);
         s.chase_hits(old, to);
+        self.hits_move_unheard(id, old, to);
+        let Some(s) = self.space(id) else { return };
         s.sweep_after = super::Nanos(0);
         let left = s.unsettled.left.clone();
         self.notes.set_left(id, &left);
@@ -390,7 +385,7 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     /// What was to be found out where something has come from, or gone to.
-    fn doubts_move(&mut self, id: SpaceId, old: AddrRange, new: AddrRange) {
+    fn doubts_move(&mut self, id: SpaceId, old: AddrRange, new: AddrRange, seq: u32) {
         let mut moved_on = Vec::new();
         let Some(s) = self.space(id) else { return };
         // Only stale entries are left where the child has never been.
@@ -415,10 +410,10 @@ impl<S: PageStore> Core<'_, S> {
         }
         s.suspects.append(&mut moved_on);
         for x in stale {
-            self.set_entry(id, x.at, Entry::Nothing);
+            self.not_there(id, x.at);
         }
         if let Some(s) = self.space_ref(id) {
-            self.notes.set_doubts(id, &s.suspects);
+            self.notes.set_doubts_moved(id, &s.suspects, seq);
         }
     }
 

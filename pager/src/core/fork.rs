@@ -120,7 +120,7 @@ impl<S: PageStore> Core<'_, S> {
             .flatten()
             .filter_map(|s| s.batch.as_mut())
         {
-            if b.will_tell(parent) {
+            if b.may_tell(parent) {
                 b.has_child(child);
             }
         }
@@ -397,7 +397,14 @@ impl<S: PageStore> Core<'_, S> {
             })
             .collect();
         for x in known.iter().filter(|x| !x.if_there) {
-            self.set_entry(id, x.at, Entry::Nothing);
+            self.not_there(id, x.at);
+        }
+    }
+
+    /// What the map says of a doubtful subpage is not so. (What the process is dropping is known by other means.)
+    pub(super) fn not_there(&mut self, id: SpaceId, at: SubpageIndex) {
+        if self.map.entry(id, at).has_bytes() {
+            self.set_entry(id, at, Entry::Nothing);
         }
     }
 
@@ -427,7 +434,7 @@ impl<S: PageStore> Core<'_, S> {
             return;
         };
         if there != suspect.if_there {
-            self.set_entry(id, suspect.at, Entry::Nothing);
+            self.not_there(id, suspect.at);
         } else if let (Some(s), true) = (self.space(id), suspect.if_there) {
             let start = suspect.witness.start();
             let end = start.offset(SUBPAGE_BYTES);

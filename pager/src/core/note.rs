@@ -20,9 +20,9 @@
 //! | 82 to 125 | old places of moves whose second message has not come: first subpage << 28 \| subpages |
 //! | 126 | 1: the process drops a large range, or several |
 //! | 127 | bit 32 and the sequence number of the move whose new place was cleared last |
-//! | 128 | runs of doubtful subpages ([`Doubts`]); bit 32: in the second of two areas |
+//! | 128 | runs of doubtful subpages; bit 30: there was a move with which they moved on; bit 31: in the second of two areas; the sequence number of that move << 32 |
 //! | 130 to 191, 192 to 253 | run `i`: first subpage \| how many << 48; the witness of the first one \| bit 63: they are here if that is |
-//! | 256 | pages that requests may have hit, beside those of the batch; bit 32: in the second of two areas |
+//! | 256 | pages that requests may have hit, beside those of the batch; bit 31: in the second of two areas |
 //! | 258 to 320, 321 to 383 | those pages |
 //!
 //! A request is noted before it is queued. Whether its queueing was reached, the ring itself tells a
@@ -55,13 +55,17 @@ const DOUBTS: usize = CLEARED + 1;
 const DOUBTS_AT: [usize; 2] = [DOUBTS + 2, DOUBTS + 2 + 2 * RUNS];
 /// Most runs.
 const RUNS: usize = 31;
+const RUNS_MASK: u64 = 0xff;
 /// Pages to be made dirty beside those of the batch: how many, and the two areas of which one counts.
 const HITS: usize = DOUBTS_AT[1] + 2 * RUNS + 2;
 const HITS_AT: [usize; 2] = [HITS + 2, HITS + 2 + HITS_MOST];
 /// Most of them.
 const HITS_MOST: usize = 63;
 /// In the word of a number: the second area.
-const SECOND: u64 = 1 << 32;
+const SECOND: u64 = 1 << 31;
+/// In the word of the doubts: bits 32 on are the sequence number of the move with which they moved on last.
+const MOVED_ON: u64 = 1 << 30;
+const SEQ_SHIFT: u32 = 32;
 /// In the first word of a run: above its first subpage, how many. In the second: entries count if the witness is there.
 const LEN_SHIFT: u32 = 48;
 const IF_THERE: u64 = 1 << 63;
@@ -203,6 +207,22 @@ impl<'m> Notes<'m> {
     /// Writes down of which subpages it is to be found out whether what the map says is there. More runs than there is room
     /// for are not remembered by a successor.
     pub(crate) fn set_doubts(&self, space: SpaceId, suspects: &[Suspect]) {
+        let was = get(self.words, Self::at(space, DOUBTS));
+        self.write_doubts(space, suspects, was & !(SECOND | RUNS_MASK));
+    }
+
+    /// The same, after the move with this message.
+    pub(crate) fn set_doubts_moved(&self, space: SpaceId, suspects: &[Suspect], seq: u32) {
+        self.write_doubts(space, suspects, u64::from(seq) << SEQ_SHIFT | MOVED_ON);
+    }
+
+    /// Whether [`Notes::set_doubts_moved`] was the last for this message.
+    pub(crate) fn have_doubts_moved(&self, space: SpaceId, seq: u32) -> bool {
+        let number = get(self.words, Self::at(space, DOUBTS));
+        number & !(SECOND | RUNS_MASK) == u64::from(seq) << SEQ_SHIFT | MOVED_ON
+    }
+
+    fn write_doubts(&self, space: SpaceId, suspects: &[Suspect], moved: u64) {
         let number = Self::at(space, DOUBTS);
         let was = get(self.words, number);
         if suspects.is_empty() {
@@ -238,14 +258,14 @@ impl<'m> Notes<'m> {
             runs += 1;
             rest = &rest[len..];
         }
-        set(self.words, number, runs as u64 | second);
+        set(self.words, number, runs as u64 | second | moved);
     }
 
     /// What [`Notes::set_doubts`] wrote.
     pub(crate) fn doubts(&self, space: SpaceId) -> Vec<Suspect> {
         let number = get(self.words, Self::at(space, DOUBTS));
         let area = Self::at(space, DOUBTS_AT[usize::from(number & SECOND != 0)]);
-        let runs = usize::try_from(number & (SECOND - 1)).map_or(0, |n| n.min(RUNS));
+        let runs = usize::try_from(number & RUNS_MASK).map_or(0, |n| n.min(RUNS));
         let mut all = Vec::new();
         for i in 0..runs {
             let [first, witness] = [0, 1].map(|word| get(self.words, area + 2 * i + word));
@@ -508,6 +528,16 @@ mod tests {
         }
         notes.set_doubts(SPACE, &[]);
         assert_eq!(doubts(&notes), []);
+        let one = [suspect(5, 6, true)];
+        assert!(!notes.have_doubts_moved(SPACE, 0));
+        for seq in [0, u32::MAX] {
+            notes.set_doubts_moved(SPACE, &one, seq);
+            notes.set_doubts(SPACE, &one);
+            assert!(notes.have_doubts_moved(SPACE, seq) && !notes.have_doubts_moved(SPACE, 7));
+            assert_eq!(doubts(&notes), [(5, 6, true)]);
+        }
+        notes.set_doubts(SPACE, &[]);
+        assert!(!notes.have_doubts_moved(SPACE, u32::MAX));
         for other in [SpaceId(2), SpaceId(4)] {
             assert!(notes.doubts(other).is_empty() && notes.left(other).is_empty());
         }

@@ -68,8 +68,20 @@ const CHILDHOOD_NS: u64 = 1_000_000_000;
 /// After a quiesce that did not come about, so long until the next one; it doubles so often.
 const QUIESCE_REST_NS: u64 = 10_000_000;
 const QUIESCE_RESTS: u32 = 7;
-/// Most moves that are remembered until a relative's batch tells of what it has hit.
-const MOVES_UNHEARD: usize = 256;
+
+/// Where that part of `page` is now which was in `from` and has moved to `to`.
+pub(crate) fn moved_pages(
+    page: PageIndex,
+    from: AddrRange,
+    to: Addr,
+) -> impl Iterator<Item = PageIndex> {
+    let part = Some(page.range().intersect(from)).filter(|r| !r.is_empty());
+    part.into_iter().flat_map(move |r| {
+        let start = to.offset(r.start.0 - from.start.0);
+        let end = start.offset(r.len());
+        AddrRange { start, end }.pages()
+    })
+}
 
 /// One address space.
 pub(crate) struct Space {
@@ -124,8 +136,6 @@ pub(crate) struct Space {
     pub(crate) batch: Option<Batch>,
     /// Pages that it shares, or did, with a relative in which a request may have hit them: to be made dirty here as well.
     pub(crate) hits: Vec<PageIndex>,
-    /// What has moved since a relative began a batch that will tell of such pages.
-    pub(crate) moved_unheard: Vec<(AddrRange, Addr)>,
     pub(crate) restore: Restore,
     pub(crate) policy: Policy,
     pub(crate) queued: PageSet,
@@ -187,7 +197,6 @@ impl Space {
             requests: 0,
             batch: None,
             hits: Vec::new(),
-            moved_unheard: Vec::new(),
             restore: Restore::default(),
             policy: Policy::new(pages, pages),
             queued: PageSet::new(pages),
@@ -275,15 +284,8 @@ impl Space {
 
     /// What was hit has moved.
     pub(crate) fn chase_hits(&mut self, from: AddrRange, to: Addr) {
-        let parts = self.hits.iter().map(|p| p.range().intersect(from));
-        let there: Vec<_> = parts
-            .filter(|r| !r.is_empty())
-            .flat_map(|r| {
-                let start = to.offset(r.start.0 - from.start.0);
-                let end = start.offset(r.len());
-                AddrRange { start, end }.pages()
-            })
-            .collect();
+        let along = |&p: &PageIndex| moved_pages(p, from, to);
+        let there: Vec<_> = self.hits.iter().flat_map(along).collect();
         self.add_hits(there.into_iter());
     }
 
@@ -296,24 +298,6 @@ impl Space {
             }
         }
         self.hits.len() > before
-    }
-
-    /// A relative's batch tells of these pages: they are where they were when it was forked, and where they have moved
-    /// since. Whether anything is new.
-    pub(crate) fn told_of_hits(&mut self, pages: impl Iterator<Item = PageIndex>) -> bool {
-        let before = self.hits.len();
-        self.add_hits(pages);
-        for (from, to) in self.moved_unheard.clone() {
-            self.chase_hits(from, to);
-        }
-        self.hits.len() > before
-    }
-
-    /// This has moved before a relative's batch has told of what it has hit.
-    pub(crate) fn hear_later(&mut self, from: AddrRange, to: Addr) {
-        if self.moved_unheard.len() < MOVES_UNHEARD {
-            self.moved_unheard.push((from, to));
-        }
     }
 
     /// Where that is now which was in `range` of this process, or of a parent before it forked, when somebody looked and

@@ -267,7 +267,7 @@ impl Batch {
     }
 
     /// The same, and of whom nobody knows whose child it is.
-    fn may_tell(&self, child: SpaceId) -> bool {
+    pub(crate) fn may_tell(&self, child: SpaceId) -> bool {
         let anybody = self.recovered && !self.told_children;
         !self.only_repairs && (anybody || self.will_tell(child))
     }

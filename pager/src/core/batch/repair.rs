@@ -1,8 +1,9 @@
 //! After the window: what a request hit in the place of an offered page becomes dirty again.
 
-use holo_proto::{PageIndex, SpaceId, SubpageIndex, SubpageMask};
+use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageIndex, SubpageMask};
 
 use super::{Batch, Phase, Step, run_mask, tag_of};
+use crate::core::space::moved_pages;
 use crate::core::{ANYWHERE, Advice, Core, Op, Outcome, StopReason};
 use crate::store::api::PageStore;
 
@@ -60,7 +61,7 @@ impl<S: PageStore> Core<'_, S> {
         for s in self.spaces.iter_mut().flatten() {
             let shares = anybody || children.contains(&s.id);
             if s.id != id && shares {
-                self.again |= s.told_of_hits(hits.iter().copied());
+                self.again |= s.add_hits(hits.iter().copied());
             }
         }
         for space in self.all_spaces().filter(|&s| s != id) {
@@ -76,17 +77,23 @@ impl<S: PageStore> Core<'_, S> {
             .flat_map(|b| b.tell_early(id))
             .collect();
         if let Some(s) = self.space(id) {
-            s.told_of_hits(hits.into_iter());
+            s.add_hits(hits.into_iter());
         }
         self.note_hits(id);
     }
 
-    /// Whether a relative's batch may still tell this space of what it has hit here.
-    pub(in crate::core) fn is_yet_to_hear(&self, id: SpaceId) -> bool {
+    /// What a relative's batch may yet tell that it has hit moves away from where it will be told of.
+    pub(in crate::core) fn hits_move_unheard(&mut self, id: SpaceId, from: AddrRange, to: Addr) {
         let others = self.spaces.iter().flatten().filter(|s| s.id != id);
-        others
+        let there: Vec<_> = others
             .filter_map(|s| s.batch.as_ref())
-            .any(|b| b.may_tell(id))
+            .filter(|b| b.may_tell(id))
+            .flat_map(|b| b.pages.iter())
+            .flat_map(|p| moved_pages(p.page, from, to))
+            .collect();
+        if let Some(s) = self.space(id) {
+            s.add_hits(there.into_iter());
+        }
     }
 
     pub(super) fn repair(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
@@ -425,12 +432,13 @@ mod tests {
         let child = core.add_space(1).unwrap();
         let batch = core.space(space).unwrap().batch.as_mut().unwrap();
         batch.has_child(child);
-        assert!(core.is_yet_to_hear(child));
         let to = PageIndex(0x900);
-        let s = core.space(child).unwrap();
-        s.hear_later(PAGE.range(), to.range().start);
+        core.hits_move_unheard(child, PAGE.range(), to.range().start);
         core.hear_of_hits(child);
-        assert_eq!(core.space(child).unwrap().hits, [PAGE, to]);
+        assert_eq!(core.space(child).unwrap().hits, [to, PAGE]);
+        // What it has been told of moves on by itself.
+        core.hits_move_unheard(space, PAGE.range(), to.range().start);
+        assert_eq!(core.space(space).unwrap().hits, []);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageIndex, SubpageMask}
 use super::{Batch, BatchPage, Phase, run_mask};
 use crate::core::note::Heard;
 use crate::core::restore::TAG;
-use crate::core::space::Ring;
+use crate::core::space::{Ring, moved_pages};
 use crate::core::{Core, CrashPoint, Entry, FrameId, HOLES, NEVER_RAN, NOT_WRITABLE, Op};
 use crate::store::api::PageStore;
 
@@ -90,22 +90,12 @@ impl Batch {
         } else {
             0
         };
-        let hit: Vec<_> = self
-            .pages
-            .iter()
-            .filter(|p| p.repair)
-            .map(|p| p.page.range().intersect(from))
-            .filter(|r| !r.is_empty())
-            .collect();
-        for r in hit {
-            let start = to.offset(r.start.0 - from.start.0);
-            let end = start.offset(r.len());
-            for page in (AddrRange { start, end }).pages() {
-                let mut rest = self.pages.iter().skip(repaired);
-                let known = rest.any(|p| p.page == page && p.repair);
-                if !known {
-                    self.repair_also(page);
-                }
+        let hit = self.pages.iter().filter(|p| p.repair);
+        let there: Vec<_> = hit.flat_map(|p| moved_pages(p.page, from, to)).collect();
+        for page in there {
+            let mut rest = self.pages.iter().skip(repaired);
+            if !rest.any(|p| p.page == page && p.repair) {
+                self.repair_also(page);
             }
         }
     }
