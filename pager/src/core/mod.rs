@@ -495,6 +495,10 @@ impl<'m, S: PageStore> Core<'m, S> {
         }
         self.ready.retain(|f| f.space != id);
         self.held.retain(|f| f.space != id);
+        // What it shared is others' alone now, and can go.
+        for s in self.spaces.iter_mut().flatten() {
+            s.end_rest();
+        }
         self.errands.push_back(Op::Closed {
             space: id,
             detached,

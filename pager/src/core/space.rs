@@ -338,6 +338,14 @@ impl Space {
         now
     }
 
+    /// Batches that freed nothing say nothing of the next one.
+    pub(crate) fn end_rest(&mut self) {
+        if std::mem::take(&mut self.fruitless) > 0 {
+            self.rest_until = Nanos(0);
+            self.sweep_after = Nanos(0);
+        }
+    }
+
     /// Queues a resident page for replacement, unless it is queued or there is no room.
     pub(crate) fn enqueue(&mut self, page: PageIndex, kept: bool) {
         if self.queued.insert(page) {
@@ -352,6 +360,7 @@ impl Space {
 
 #[cfg(test)]
 mod tests {
+    use super::super::scripted::core_of;
     use super::*;
 
     #[test]
@@ -366,6 +375,26 @@ mod tests {
         assert_eq!(queued, [(10, 20), (20, 40), (50, 55), (55, 60)]);
         assert!(s.unsettled.adopted.is_empty());
         assert_eq!(s.unsettled.torn, [AddrRange::new(70, 80)]);
+    }
+
+    #[test]
+    fn the_end_of_a_relative_ends_the_rest_after_fruitless_batches() {
+        let (mut core, parent) = core_of(AddrRange::new(0x10000, 0x20000));
+        let child = core.add_space(1).unwrap();
+        let s = core.space(parent).unwrap();
+        s.fruitless = 5;
+        s.rest_until = Nanos(1 << 40);
+        s.sweep_after = Nanos(1 << 40);
+        core.end_space(child, false);
+        let s = core.space(parent).unwrap();
+        assert_eq!(
+            (s.fruitless, s.rest_until, s.sweep_after),
+            (0, Nanos(0), Nanos(0))
+        );
+        // Who is not resting has its time.
+        s.sweep_after = Nanos(7);
+        s.end_rest();
+        assert_eq!(s.sweep_after, Nanos(7));
     }
 
     #[test]

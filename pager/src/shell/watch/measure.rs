@@ -28,6 +28,7 @@ impl Member {
             let (shared, cost) = timed(|| scan::shared_bytes(pid, text).unwrap_or(0));
             self.shared_bytes = shared;
             self.next_count_ns = pace::next_count_ns(now, cost);
+            self.recount_ns = pace::recount_ns(now, cost);
         }
         // An exec leaves the old address space: what was opened of it reads empty.
         self.anon_bytes = self

@@ -33,6 +33,8 @@ pub(super) struct Member {
     /// Shared with fork relatives, as last counted.
     pub(super) shared_bytes: u64,
     pub(super) next_count_ns: u64,
+    /// After the end of a process that may have shared some of it.
+    pub(super) recount_ns: u64,
     /// Mappings as last seen, to find new ones.
     pub(super) seen: BTreeSet<(u64, u64)>,
     pub(super) maps: ProcMaps,
@@ -60,6 +62,7 @@ impl Member {
             left: LeftAlone::default(),
             shared_bytes: 0,
             next_count_ns: 0,
+            recount_ns: 0,
             seen: BTreeSet::new(),
             maps: ProcMaps::open(pid)?,
             never: Vec::new(),
@@ -113,6 +116,11 @@ impl Watch {
             .filter(|(_, m)| m.pidfd.has_exited())
             .map(|(&pid, _)| pid)
             .collect();
+        if !dead.is_empty() {
+            for m in self.members.values_mut() {
+                m.next_count_ns = m.next_count_ns.min(m.recount_ns);
+            }
+        }
         for pid in dead {
             if let Some(m) = self.members.remove(&pid) {
                 // Children that are not found yet would be lost with their parent.

@@ -29,6 +29,9 @@ const TREE_MAX_NS: u64 = 1_000_000_000;
 const GROWTH_BYTES: u64 = 256 << 10;
 /// Least time between two counts of what fork relatives share, nanoseconds.
 const COUNT_NS: u64 = 20_000_000;
+/// The same after a process has ended, and the share of a CPU that such a count may cost: one in so many.
+const RECOUNT_NS: u64 = 2_000_000;
+const RECOUNT_SHARE: u64 = 10;
 /// A signal to a group has reached all of it after that time, nanoseconds.
 const GROUP_NS: u64 = 20_000_000;
 /// Least time between two attempts to find a fork's child, which may wait for it, nanoseconds.
@@ -41,6 +44,12 @@ const SURVEY_QUIET_NS: u64 = 5 * SURVEY_NS;
 /// When what is shared is counted again, after a count at `now` that took so long.
 pub(super) fn next_count_ns(now: u64, cost: u64) -> u64 {
     now + (cost * SEARCH_SHARE).max(COUNT_NS)
+}
+
+/// The same after a process has ended, which may have shared most of it: as long as the old count stands, that much
+/// seems to be no one's to evict.
+pub(super) fn recount_ns(now: u64, cost: u64) -> u64 {
+    now + (cost * RECOUNT_SHARE).max(RECOUNT_NS)
 }
 
 /// When the next of each search is due, and how quiet the tree is, which decides it.
@@ -328,6 +337,8 @@ mod tests {
     fn counts_and_surveys_are_rare() {
         assert_eq!(next_count_ns(NOW, 0), NOW + COUNT_NS);
         assert_eq!(next_count_ns(NOW, 2 * MS), NOW + 100 * MS);
+        assert_eq!(recount_ns(NOW, 0), NOW + RECOUNT_NS);
+        assert_eq!(recount_ns(NOW, 2 * MS), NOW + 20 * MS);
         for (looks, cost, pause) in [
             (0, 2 * MS, SURVEY_NS),
             (0, 60 * MS, 3000 * MS),

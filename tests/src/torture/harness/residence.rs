@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 
+use holo_pager::sys::procfs::share_memory;
+
 use super::process::{Process, kib_in};
 use crate::procs::Proc;
 
@@ -132,13 +134,22 @@ fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
-/// All but holo's own processes; none if one of them cannot be asked. Two that run on the same memory count twice.
+/// All but holo's own processes; none if one of them cannot be asked. Those that run on the same memory (a vfork's child
+/// before its exec) count once.
 fn sample(members: &[Proc]) -> Option<Sample> {
-    let programs: Vec<Process> = members
+    let mut programs: Vec<Process> = Vec::new();
+    for proc in members
         .iter()
         .filter(|proc| !proc.comm.starts_with("holo-"))
-        .map(Process::from)
-        .collect();
+    {
+        let process = Process::from(proc);
+        if !programs
+            .iter()
+            .any(|other| share_memory(other.pid, process.pid))
+        {
+            programs.push(process);
+        }
+    }
     match programs.as_slice() {
         [only] => Sample::of_one(&only.read("status").ok()?),
         several => several
