@@ -192,6 +192,8 @@ impl Batch {
         let mut b = Self::new(Nanos(0));
         b.phase = Phase::Recover;
         b.recovered = true;
+        // Else each death would have everybody tell everybody anew what they have been told.
+        b.only_repairs = (0..notes.pages(id)).all(|i| notes.page(id, i).1.is_empty());
         for i in 0..notes.pages(id) {
             let (page, mask) = notes.page(id, i);
             let mut p = BatchPage::new(page, mask, None);

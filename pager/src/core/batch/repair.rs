@@ -483,8 +483,13 @@ mod tests {
         }
         let hits = |id| core.notes.hits(id).collect::<Vec<_>>();
         assert_eq!((hits(space), hits(child)), (vec![to], vec![PAGE, to]));
-        let b = Batch::recovered(&core.notes, space);
+        let mut b = Batch::recovered(&core.notes, space);
         assert_eq!(b.hits().collect::<Vec<_>>(), [PAGE, to]);
+        assert!(b.may_tell(child) && b.tell_early(child) == [PAGE, to]);
+        // What it has been told it does not tell to others.
+        core.notes
+            .write(space, [(PAGE, SubpageMask::NONE, None)].into_iter());
+        assert!(!Batch::recovered(&core.notes, space).may_tell(child));
         core.end_space(child, false);
         assert_eq!(core.notes.hits(child).count(), 0);
     }
