@@ -496,8 +496,9 @@ impl<'m, S: PageStore> Core<'m, S> {
         self.ready.retain(|f| f.space != id);
         self.held.retain(|f| f.space != id);
         // What it shared is others' alone now, and can go.
+        let now = self.now;
         for s in self.spaces.iter_mut().flatten() {
-            s.end_rest();
+            s.end_rest(now);
         }
         self.errands.push_back(Op::Closed {
             space: id,

@@ -68,6 +68,10 @@ const CHILDHOOD_NS: u64 = 1_000_000_000;
 /// After a quiesce that did not come about, so long until the next one; it doubles so often.
 const QUIESCE_REST_NS: u64 = 10_000_000;
 const QUIESCE_RESTS: u32 = 7;
+/// After the end of another process a search for resident pages that rests after fruitless batches comes so soon.
+const SWEEP_REST_NS: u64 = 2_000_000;
+/// Least time between two such ends of which it is hoped that something can be freed again: several batches need less.
+const HOPE_NS: u64 = 20_000_000;
 
 /// Where that part of `page` is now which was in `from` and has moved to `to`.
 pub(crate) fn moved_pages(
@@ -163,6 +167,8 @@ pub(crate) struct Space {
     pub(crate) fruitless: u32,
     /// No batch before this moment.
     pub(crate) rest_until: Nanos,
+    /// The end of a process is no reason for hope before this moment.
+    pub(crate) hopeful_after: Nanos,
 }
 
 impl Space {
@@ -214,6 +220,7 @@ impl Space {
             overflowed: false,
             fruitless: 0,
             rest_until: Nanos(0),
+            hopeful_after: Nanos(0),
         }
     }
 
@@ -338,11 +345,17 @@ impl Space {
         now
     }
 
-    /// Batches that freed nothing say nothing of the next one.
-    pub(crate) fn end_rest(&mut self) {
-        if std::mem::take(&mut self.fruitless) > 0 {
-            self.rest_until = Nanos(0);
-            self.sweep_after = Nanos(0);
+    /// Batches that freed nothing say nothing of the next one: it comes at once, and faults wait for it; not for one after the
+    /// other, where processes end faster than batches.
+    pub(crate) fn end_rest(&mut self, now: Nanos) {
+        if self.fruitless == 0 {
+            return;
+        }
+        self.rest_until = now;
+        self.sweep_after = self.sweep_after.min(now.after(SWEEP_REST_NS));
+        if now >= self.hopeful_after {
+            self.fruitless = 0;
+            self.hopeful_after = now.after(HOPE_NS);
         }
     }
 
@@ -387,14 +400,24 @@ mod tests {
         s.sweep_after = Nanos(1 << 40);
         core.end_space(child, false);
         let s = core.space(parent).unwrap();
+        let soon = Nanos(SWEEP_REST_NS);
         assert_eq!(
             (s.fruitless, s.rest_until, s.sweep_after),
-            (0, Nanos(0), Nanos(0))
+            (0, Nanos(0), soon)
         );
+        // Where one end follows the other, what frees nothing is not waited for.
+        (s.fruitless, s.rest_until) = (1, Nanos(1 << 40));
+        s.end_rest(Nanos(HOPE_NS - 1));
+        assert_eq!(
+            (s.fruitless, s.rest_until, s.sweep_after),
+            (1, Nanos(HOPE_NS - 1), soon)
+        );
+        s.end_rest(Nanos(HOPE_NS));
+        assert_eq!(s.fruitless, 0);
         // Who is not resting has its time.
-        s.sweep_after = Nanos(7);
-        s.end_rest();
-        assert_eq!(s.sweep_after, Nanos(7));
+        s.sweep_after = Nanos(1 << 40);
+        s.end_rest(Nanos(1 << 30));
+        assert_eq!(s.sweep_after, Nanos(1 << 40));
     }
 
     #[test]

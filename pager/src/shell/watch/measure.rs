@@ -20,15 +20,15 @@ pub(super) enum Pressure {
 }
 
 impl Member {
-    /// Its private bytes that can be paged. `alone`: it has no fork relatives. `text` is room for what is read.
-    fn measure(&mut self, pid: i32, alone: bool, text: &mut Vec<u8>, now: u64) -> u64 {
-        if alone {
+    /// Its private bytes that can be paged. `members`: how many processes there are, itself too. `text` is room for what is read.
+    fn measure(&mut self, pid: i32, members: usize, text: &mut Vec<u8>, now: u64) -> u64 {
+        if members < 2 {
             self.shared_bytes = 0;
         } else if now >= self.next_count_ns {
             let (shared, cost) = timed(|| scan::shared_bytes(pid, text).unwrap_or(0));
             self.shared_bytes = shared;
             self.next_count_ns = pace::next_count_ns(now, cost);
-            self.recount_ns = pace::recount_ns(now, cost);
+            self.recount_ns = pace::recount_ns(now, cost * members as u64);
         }
         // An exec leaves the old address space: what was opened of it reads empty.
         self.anon_bytes = self
@@ -45,9 +45,9 @@ impl Watch {
     pub(super) fn measure(&mut self, now: u64) -> Pressure {
         let mut total = 0;
         let mut measured = Vec::new();
-        let alone = self.members.len() < 2;
+        let count = self.members.len();
         for (&pid, m) in &mut self.members {
-            let bytes = m.measure(pid, alone, &mut self.text, now);
+            let bytes = m.measure(pid, count, &mut self.text, now);
             if m.shares {
                 continue;
             }

@@ -117,9 +117,7 @@ impl Watch {
             .map(|(&pid, _)| pid)
             .collect();
         if !dead.is_empty() {
-            for m in self.members.values_mut() {
-                m.next_count_ns = m.next_count_ns.min(m.recount_ns);
-            }
+            self.recount();
         }
         for pid in dead {
             if let Some(m) = self.members.remove(&pid) {
@@ -129,6 +127,13 @@ impl Watch {
                     self.bereaved(space);
                 }
             }
+        }
+    }
+
+    /// A memory has ended, of which others may have shared some.
+    fn recount(&mut self) {
+        for m in self.members.values_mut() {
+            m.next_count_ns = m.next_count_ns.min(m.recount_ns);
         }
     }
 
@@ -183,6 +188,9 @@ impl Watch {
             if m.attempts.have_failed() {
                 m.attempts.are_at(procfs::image(pid).unwrap_or(0));
             }
+        }
+        if !bereaved.is_empty() {
+            self.recount();
         }
         for (space, pid) in bereaved {
             if let Some(m) = self.members.get_mut(&pid) {

@@ -47,7 +47,7 @@ pub(super) fn next_count_ns(now: u64, cost: u64) -> u64 {
 }
 
 /// The same after a process has ended, which may have shared most of it: as long as the old count stands, that much
-/// seems to be no one's to evict.
+/// seems to be no one's to evict. `cost`: of a count of all processes.
 pub(super) fn recount_ns(now: u64, cost: u64) -> u64 {
     now + (cost * RECOUNT_SHARE).max(RECOUNT_NS)
 }
