@@ -17,8 +17,9 @@ impl<S: PageStore> Core<'_, S> {
     /// The fork's message may be read after those of what other threads did since. So of what was unmapped
     /// or moved while changes of mappings are under way, and of what may have been dropped by us or by the process in
     /// messages read together with the fork's, the child gets what the map said before. Whether it has anything
-    /// mapped there its own userfaultfd tells ([`Core::step_suspects`]). This is not written down: after a take-over at
-    /// such a moment the child gets the later state.
+    /// mapped there its own userfaultfd tells ([`Core::step_suspects`]). What is given on trial is noted as such
+    /// ([`Notes::set_doubts`](super::note::Notes::set_doubts)); what was before is not: after a take-over between the unmap and the
+    /// fork's message the child gets the later state.
     pub(super) fn forked(&mut self, parent: SpaceId, fd: u32, seq: u32) {
         let made = self.map.spaces().find(|&s| {
             self.map.fork_seq(s) == Some(seq) && self.map.owner_word(s) == u64::from(fd)

@@ -75,7 +75,7 @@ const FRAME_SHIFT: u32 = 48;
 const SETTLED: u64 = 1 << 32;
 /// In word 0: nothing is left to be told apart or repaired.
 const OVER: u64 = 1 << 33;
-/// In the last word: there was such a move.
+/// In word 127: there was such a move.
 const CLEARED_ONE: u64 = 1 << 32;
 /// Words of the notes of all spaces.
 pub const NOTE_WORDS: usize = SPACES * WORDS;
