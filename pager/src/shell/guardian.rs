@@ -162,8 +162,16 @@ impl Line {
                 Err(e)
                     if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
                         && clock::monotonic_ns() < until => {}
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                    let why = format!(
+                        "holo's guardian process {} has not answered for {} s: it is stopped, or gets no CPU",
+                        control.get(Scalar::GuardianPid),
+                        PATIENCE_NS / 1_000_000_000
+                    );
+                    return Err(Unanswered::No(Refusal::passing(why)));
+                }
                 Err(e) => {
-                    let why = format!("holo's guardian process does not answer: {e}");
+                    let why = format!("holo's guardian process cannot be heard: {e}");
                     return Err(Unanswered::No(Refusal::passing(why)));
                 }
             }

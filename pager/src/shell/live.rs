@@ -204,13 +204,19 @@ impl Target {
             Ok(None) => true,
             Err(_) => false,
         };
-        let messages = journal.chunks_exact(EVENT_WORDS).take(count);
-        messages.enumerate().fold(0, |gone, (i, words)| {
-            let words = [0, 1, 2, 3].map(|k| words[k].load(Ordering::Acquire));
-            let left = Event::decode(words).and_then(Event::left);
-            gone | u64::from(left.is_some_and(is_hole)) << i
-        })
+        events(journal, count)
+            .enumerate()
+            .fold(0, |gone, (i, event)| {
+                let left = event.and_then(Event::left);
+                gone | u64::from(left.is_some_and(is_hole)) << i
+            })
     }
+}
+
+/// The first messages of the journal; `None` for one that means nothing here.
+fn events(journal: Words<'_>, count: usize) -> impl Iterator<Item = Option<Event>> {
+    let messages = journal.chunks_exact(EVENT_WORDS).take(count);
+    messages.map(|words| Event::decode([0, 1, 2, 3].map(|k| words[k].load(Ordering::Acquire))))
 }
 
 /// The world of the serving thread.
@@ -260,6 +266,17 @@ impl Live {
     pub(crate) fn have_kept(&self, number: i32) {
         if let Some(socket) = self.keepers {
             let _ = table::send(socket, number);
+        }
+    }
+
+    /// The same for each fork child among the messages that were read just now.
+    fn have_children_kept(&self, count: usize) {
+        for event in events(self.journal, count) {
+            if let Some(Event::Fork { fd }) = event
+                && let Ok(number) = i32::try_from(fd)
+            {
+                self.have_kept(number);
+            }
         }
     }
 
@@ -536,12 +553,15 @@ impl Live {
         Some(match *op {
             Op::ReadEvents { space } => {
                 let journal = self.journal;
-                let target = self.target(space)?;
-                match target.uffd.read_events(journal) {
-                    Ok(count) => Outcome::Events {
-                        count,
-                        gone: target.gone(journal, count),
-                    },
+                match self.target(space)?.uffd.read_events(journal) {
+                    Ok(count) => {
+                        // First: each child runs from now on, and nobody else has what its memory waits for.
+                        self.have_children_kept(count);
+                        Outcome::Events {
+                            count,
+                            gone: self.target(space)?.gone(journal, count),
+                        }
+                    }
                     Err(e) => answer(Err(e)),
                 }
             }
@@ -638,7 +658,7 @@ impl Live {
             }
             Op::Child { parent, space, fd } => {
                 let uffd = i32::try_from(fd).ok()?;
-                // At once: the child runs already.
+                // Again: who read its message may have died before it was sent.
                 self.have_kept(uffd);
                 if self.target(space).is_none() {
                     let owned = table::claim(uffd)?;

@@ -364,17 +364,11 @@ mod tests {
         assert_eq!(count(&asked, |op| matches!(op, Op::Stop { .. })), 1);
     }
 
-    #[test]
-    fn what_a_child_shares_is_repaired_there_as_well() {
-        let (mut core, space) = hit();
-        let child = core.add_space(1).unwrap();
-        let stranger = core.add_space(2).unwrap();
-        core.handle(Nanos(0), crate::core::Input::RingReady(child));
-        let batch = core.space(space).unwrap().batch.as_mut().unwrap();
-        batch.has_child(child);
+    /// Plays on where all that was hit is still resident: what was asked, and what was populated of whom.
+    fn populated(core: &mut Core<'static, Hollow>) -> (Vec<Op>, Vec<(SpaceId, AddrRange)>) {
         let mut populated = Vec::new();
-        play(
-            &mut core,
+        let asked = play(
+            core,
             |_| 0,
             |op| match *op {
                 Op::Look { .. } => look(run_mask(4, 2)),
@@ -385,6 +379,18 @@ mod tests {
                 _ => None,
             },
         );
+        (asked, populated)
+    }
+
+    #[test]
+    fn what_a_child_shares_is_repaired_there_as_well() {
+        let (mut core, space) = hit();
+        let child = core.add_space(1).unwrap();
+        let stranger = core.add_space(2).unwrap();
+        core.handle(Nanos(0), crate::core::Input::RingReady(child));
+        let batch = core.space(space).unwrap().batch.as_mut().unwrap();
+        batch.has_child(child);
+        let (_, populated) = populated(&mut core);
         let range = super::super::run(PAGE, 4, 2);
         assert_eq!(populated, [(space, range), (child, range)]);
         for id in [space, child, stranger] {
@@ -403,19 +409,7 @@ mod tests {
         batch.outstanding = 1;
         batch.has_child(child);
         core.handle(Nanos(0), Input::Detach(child));
-        let mut populated = Vec::new();
-        let asked = play(
-            &mut core,
-            |_| 0,
-            |op| match *op {
-                Op::Look { .. } => look(run_mask(4, 2)),
-                Op::Advise { space, range, .. } => {
-                    populated.push((space, range));
-                    None
-                }
-                _ => None,
-            },
-        );
+        let (asked, populated) = populated(&mut core);
         assert_eq!(populated, [(child, super::super::run(PAGE, 4, 2))]);
         let closed = |op: &Op| matches!(op, Op::Closed { space, .. } if *space == child);
         assert_eq!(count(&asked, closed), 1);
