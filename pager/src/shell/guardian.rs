@@ -164,7 +164,8 @@ impl Line {
                         && clock::monotonic_ns() < until => {}
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                     let why = format!(
-                        "holo's guardian process {} has not answered for {} s: it is stopped, or gets no CPU",
+                        "holo's guardian process {} has not answered for {} s: it is stopped, gets no CPU, or waits for the \
+                         process",
                         control.get(Scalar::GuardianPid),
                         PATIENCE_NS / 1_000_000_000
                     );

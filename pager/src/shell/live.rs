@@ -269,7 +269,8 @@ impl Live {
         }
     }
 
-    /// The same for each fork child among the messages that were read just now.
+    /// The same for each fork child among the messages that were read just now: it runs already. A successor does it for
+    /// all that it takes over.
     fn have_children_kept(&self, count: usize) {
         for event in events(self.journal, count) {
             if let Some(Event::Fork { fd }) = event
@@ -553,14 +554,12 @@ impl Live {
         Some(match *op {
             Op::ReadEvents { space } => {
                 let journal = self.journal;
-                match self.target(space)?.uffd.read_events(journal) {
+                let target = self.target(space)?;
+                match target.uffd.read_events(journal) {
                     Ok(count) => {
-                        // First: each child runs from now on, and nobody else has what its memory waits for.
+                        let gone = target.gone(journal, count);
                         self.have_children_kept(count);
-                        Outcome::Events {
-                            count,
-                            gone: self.target(space)?.gone(journal, count),
-                        }
+                        Outcome::Events { count, gone }
                     }
                     Err(e) => answer(Err(e)),
                 }
@@ -658,8 +657,6 @@ impl Live {
             }
             Op::Child { parent, space, fd } => {
                 let uffd = i32::try_from(fd).ok()?;
-                // Again: who read its message may have died before it was sent.
-                self.have_kept(uffd);
                 if self.target(space).is_none() {
                     let owned = table::claim(uffd)?;
                     let target = Target::new(Uffd::from_owned(owned), None, None);

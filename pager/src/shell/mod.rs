@@ -256,8 +256,9 @@ impl Session {
 
 /// The guardian's process.
 fn guardian_main(control: Control, settings: &Settings, answer: OwnedFd) -> i32 {
-    spawn::leave_session();
-    boost::this_session();
+    if spawn::leave_session() {
+        boost::this_session();
+    }
     // The caller's folder is not ours to keep busy.
     let _ = std::env::set_current_dir("/");
     spawn::ignore_terminal_signals();
