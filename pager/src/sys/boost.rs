@@ -3,10 +3,8 @@
 //! A stop is a dozen hand-overs between two threads. On a machine whose CPUs are all busy each of them would
 //! wait for a time slice of somebody else, milliseconds at a time.
 //!
-//! A session is a group of its own for the scheduler (autogroup, sched(7)), and groups are not always served
-//! fairly: in Linux 6.12 and later, before the upstream revert of 6d71a9c61604, the weight of a busy group whose threads
-//! sleep and wake often is changed often, and each change gives it time. Next to one, holo's processes were seen
-//! runnable and without a CPU for ten seconds (6.18.44).
+//! A session is a group of its own for the scheduler (autogroup, sched(7)), and beside a busy one holo's was seen
+//! runnable and without a CPU for ten seconds (Linux 6.18.44): `docs/decisions/0011-precedence.md`.
 
 use super::errno;
 
