@@ -539,13 +539,10 @@ impl Live {
         {
             return Some(Outcome::Writable);
         }
-        let mem = &parts.mem;
-        let mut byte = [0];
-        let done = mem.read(at, &mut byte).and_then(|_| mem.write(at, &byte));
-        Some(match done {
-            Ok(1) => Outcome::Done,
+        Some(match parts.mem.write_back(&parts.pagemap, at) {
+            Ok(()) => Outcome::Done,
             Err(MemError::Gone) => Outcome::Gone,
-            Ok(_) | Err(_) => Outcome::Refused(libc::EIO),
+            Err(_) => Outcome::Refused(libc::EIO),
         })
     }
 

@@ -11,6 +11,7 @@ use holo_proto::Addr;
 
 use super::errno;
 use super::errors::MemError;
+use super::pagemap::Pagemap;
 
 /// One address space's memory. Bound to the address space at the time of opening: after an exec it says
 /// [`MemError::Gone`].
@@ -58,6 +59,26 @@ impl TargetMem {
             // SAFETY: `bytes` is valid for reads of its length during the call.
             unsafe { libc::pwrite(fd, bytes.as_ptr().cast(), bytes.len(), offset) }
         })
+    }
+
+    /// Makes a page dirty by writing back the byte at `at`. What somebody else writes there in between is undone.
+    ///
+    /// Only where there is a page: without one a zero would be read that is nobody's, and written over whatever comes to the
+    /// place meanwhile (a page that the process moves there).
+    ///
+    /// # Errors
+    /// [`MemError::NotResident`] where there is no page, or it cannot be written.
+    pub fn write_back(&self, pagemap: &Pagemap, at: Addr) -> Result<(), MemError> {
+        let subpage = at.subpage();
+        let look = pagemap
+            .look_page(subpage.page())
+            .map_err(|_| MemError::Gone)?;
+        if !look.present.has(subpage.in_page()) {
+            return Err(MemError::NotResident);
+        }
+        let mut byte = [0];
+        self.read(at, &mut byte)?;
+        self.write(at, &byte).map(drop)
     }
 
     fn transfer(

@@ -75,3 +75,23 @@ fn unmapped_and_gone_memory_are_told_apart() {
     assert_eq!(mem.write(range.start, &out), Err(MemError::Gone));
     assert_eq!(TargetMem::open(target.pid).map(|_| ()), Err(MemError::Gone));
 }
+
+#[test]
+fn a_byte_is_written_back_where_there_is_a_page_and_nothing_where_there_is_none() {
+    let mut target = Target::start();
+    let mem = TargetMem::open(target.pid).unwrap();
+    let pagemap = Pagemap::open(target.pid).unwrap();
+    let range = target.map(4);
+    let (filled, empty) = (range.start.offset(4096), range.start.offset(2 * 4096));
+    target.poke(filled, 7);
+    // PROT_NONE: a read of what is missing would bring in a page of zeros.
+    let bounds = [range.start.0, range.len(), 0, 0, 0];
+    assert_eq!(target.syscall(libc::SYS_mprotect, bounds), 0);
+    assert_eq!(mem.write_back(&pagemap, filled), Ok(()));
+    assert_eq!(mem.write_back(&pagemap, empty), Err(MemError::NotResident));
+    let look = pagemap.look_page(empty.page()).unwrap();
+    assert!(!look.present.has(empty.subpage().in_page()));
+    let mut out = [0];
+    assert_eq!(mem.read(filled, &mut out), Ok(1));
+    assert_eq!(out, [7]);
+}
