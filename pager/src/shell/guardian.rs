@@ -20,8 +20,9 @@ use crate::sys::{clock, procfs, spawn, table};
 
 /// Requests that a ring holds: a batch with eight runs a page.
 const RING_ENTRIES: u32 = 256;
-/// How long the pager waits for an answer of a guardian that lives.
-const PATIENCE_NS: u64 = 10_000_000_000;
+/// How long the pager waits for an answer of a guardian that lives. Longer than it may be kept from the CPU
+/// (`docs/decisions/0011-precedence.md`).
+const PATIENCE_NS: u64 = 60_000_000_000;
 /// How often it looks meanwhile, and otherwise, whether that is so.
 const LOOK: Duration = Duration::from_millis(50);
 

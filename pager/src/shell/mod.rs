@@ -53,7 +53,7 @@ use crate::core::{
 use crate::store::EmbeddedStore;
 use crate::store::api::StoreError;
 use crate::sys::arena::{SharedBytes, SharedWords};
-use crate::sys::{boost, clock, signals, spawn, table};
+use crate::sys::{clock, signals, spawn, table};
 use console::Console;
 use control::{CONTROL_WORDS, Control, RECORDS_MAX, Scalar};
 use guardian::Line;
@@ -256,9 +256,7 @@ impl Session {
 
 /// The guardian's process.
 fn guardian_main(control: Control, settings: &Settings, answer: OwnedFd) -> i32 {
-    if spawn::leave_session() {
-        boost::this_session();
-    }
+    spawn::leave_session();
     // The caller's folder is not ours to keep busy.
     let _ = std::env::set_current_dir("/");
     spawn::ignore_terminal_signals();

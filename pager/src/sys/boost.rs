@@ -1,10 +1,7 @@
-//! Precedence over busy programs: for the moment of a stop, and of holo's own processes.
+//! Precedence over busy programs for the moment of a stop.
 //!
 //! A stop is a dozen hand-overs between two threads. On a machine whose CPUs are all busy each of them would
 //! wait for a time slice of somebody else, milliseconds at a time.
-//!
-//! A session is a group of its own for the scheduler (autogroup, sched(7)), and beside a busy one holo's was seen
-//! runnable and without a CPU for ten seconds (Linux 6.18.44): `docs/decisions/0011-precedence.md`.
 
 use super::errno;
 
@@ -53,46 +50,8 @@ pub(super) fn this_thread() {
     }
 }
 
-/// The nice value of the group: its weight is nine times that of a usual one.
-const GROUP_NICE: &[u8] = b"-10";
-
-/// Gives the session of the calling process precedence over other sessions, if the rights are there (CAP_SYS_NICE).
-/// All that is done in it counts, eviction too; what the ring does counts as the program's. Nothing changes where
-/// sessions are no groups of the scheduler: in a control group of the cpu controller that is not its root.
-pub fn this_session() {
-    let _ = std::fs::write("/proc/self/autogroup", GROUP_NICE);
-}
-
 fn set(tid: i32, policy: libc::c_int, sched_priority: libc::c_int) -> bool {
     let parameters = libc::sched_param { sched_priority };
     // SAFETY: the parameters are valid for reads during the call.
     unsafe { libc::sched_setscheduler(tid, policy, &raw const parameters) == 0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-    use std::os::unix::process::CommandExt as _;
-    use std::process::Command;
-
-    #[test]
-    fn a_session_of_its_own_gets_precedence_and_no_other() {
-        const GROUP: &str = "/proc/self/autogroup";
-        let Ok(before) = fs::read_to_string(GROUP) else {
-            return; // a kernel whose sessions are no groups
-        };
-        let mut cat = Command::new("cat");
-        // SAFETY: what runs between fork and exec takes no lock.
-        unsafe {
-            cat.arg(GROUP).pre_exec(|| {
-                assert!(crate::sys::spawn::leave_session());
-                this_session();
-                Ok(())
-            });
-        }
-        let theirs = String::from_utf8(cat.output().unwrap().stdout).unwrap();
-        assert!(theirs.ends_with(" nice -10\n"), "{theirs}");
-        assert_eq!(fs::read_to_string(GROUP).unwrap(), before);
-    }
 }

@@ -7,7 +7,7 @@
 pub mod advise;
 pub mod arena;
 pub mod attach;
-pub mod boost;
+mod boost;
 pub mod clock;
 pub mod errors;
 mod fds;

@@ -124,10 +124,10 @@ pub fn wait(pid: i32, block: bool) -> io::Result<Option<Ended>> {
     }
 }
 
-/// Becomes the leader of a session of its own, so that no terminal signal reaches it. False for a group leader.
-pub fn leave_session() -> bool {
-    // SAFETY: touches no memory of ours.
-    unsafe { libc::setsid() >= 0 }
+/// Becomes the leader of a session of its own, so that no terminal signal reaches it.
+pub fn leave_session() {
+    // SAFETY: fails harmlessly for a group leader.
+    unsafe { libc::setsid() };
 }
 
 /// Ignores the signals that stop or end by terminal or broken pipe.
