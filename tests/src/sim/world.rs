@@ -751,19 +751,14 @@ impl<'m> Sim<'m> {
                 if may_write(&self.kernel) && !even_if_writable {
                     return Outcome::Writable;
                 }
-                // Two calls: what the process writes in between is undone, and so would be what a device writes (stated
-                // limits).
+                // Two calls: what the process writes in between is undone. So would be what a device writes (a stated
+                // limit).
                 let read = self.kernel.content(mm, at.0);
-                let mapping = self.kernel.mms[mm].vma(at.0).cloned();
                 let folio = self.kernel.mms[mm].ptes.get(&at.0).and_then(|p| p.folio);
                 let pinned = folio.is_some_and(|f| self.kernel.folios[f].pins > 0);
                 if self.kernel.rng.one_in(3) && !pinned {
                     self.kernel.step();
                 }
-                let now = self.kernel.content(mm, at.0);
-                let same_mapping = self.kernel.mms[mm].vma(at.0) == mapping.as_ref();
-                let wrote = may_write(&self.kernel) && same_mapping && now != read;
-                let read = if wrote { now } else { read };
                 let served = self.kernel.mms[mm]
                     .vma(at.0)
                     .is_some_and(|m| m.uffd.is_some());
