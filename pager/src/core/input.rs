@@ -82,6 +82,17 @@ impl<S: PageStore> Core<'_, S> {
                     self.notes.set_large_drop(space, awaited);
                 }
             }
+            Input::Redirtied {
+                space,
+                ticket,
+                done,
+            } => {
+                if let Some(s) = self.space(space) {
+                    s.redirtied(done.is_some(), now);
+                }
+                self.repair_redirtied(space, ticket, done);
+                self.restore_redirtied(space, ticket, done);
+            }
             Input::Measured { space, bytes } => {
                 let mut fell = false;
                 if let Some(s) = self.space(space) {

@@ -193,16 +193,18 @@ pub enum Op {
         /// Whose.
         space: SpaceId,
     },
-    /// Makes a present page of a read-only mapping dirty by writing what was read. What the process writes between
-    /// the two is undone: so it ends as [`Outcome::Writable`] where the process may write. Refused where there is no
-    /// page, or none that even we may write.
-    Redirty {
+    /// Asks that present pages, which need not be writable, be made dirty: a byte of each is read and written back
+    /// while all threads of the process are stopped, so that nothing it writes comes in between. It ends as
+    /// [`Input::Redirtied`].
+    NeedRedirty {
         /// Where.
         space: SpaceId,
-        /// Which subpage.
-        at: SubpageIndex,
-        /// Also where the process may write: there is no other way.
-        even_if_writable: bool,
+        /// Which page,
+        page: PageIndex,
+        /// and which of its subpages.
+        mask: SubpageMask,
+        /// Returned with the answer.
+        ticket: Ticket,
     },
     /// Asks for a ring in the target. It ends as [`Input::RingReady`] or [`Input::RingRefused`].
     NeedRing {
@@ -297,8 +299,6 @@ pub enum Outcome {
     Edge,
     /// Nothing done: a page is already there (`EEXIST`).
     AlreadyThere,
-    /// Nothing done: the process may write there.
-    Writable,
     /// The address space is gone (`ESRCH`).
     Gone,
     /// No memory for it now (`ENOMEM`).
@@ -436,6 +436,16 @@ pub enum Input {
         space: SpaceId,
         /// The operation's count.
         count: u64,
+    },
+    /// What became of an [`Op::NeedRedirty`].
+    Redirtied {
+        /// Whose.
+        space: SpaceId,
+        /// The operation's.
+        ticket: Ticket,
+        /// What is dirty now. Not where there is no page, or none that even we may write. `None`: the process could
+        /// not be stopped.
+        done: Option<SubpageMask>,
     },
     /// The space's pageable memory in RAM, as the kernel counts it.
     Measured {

@@ -3,9 +3,8 @@
 //! Where the target has a ring, `MADV_POPULATE_WRITE` does it: a missing page faults to us and is
 //! served, a clean one that was offered before becomes dirty, so that the kernel can no longer drop it.
 //! Only then may the map forget it. Without a ring, or where populate is refused (a read-only mapping), pages
-//! are installed from here, and what is present already is made dirty through `/proc/PID/mem`: a byte is read
-//! and written back, which would undo what the process writes there in between, so only where it cannot write
-//! or there is no other way. Where it has become able to since populate was refused, populate is tried again.
+//! are installed from here, and what is present already is made dirty by writing back a byte of it while all
+//! threads of the process are stopped ([`Op::NeedRedirty`]): of the rest of the page at once, since a stop is dear.
 //!
 //! Nothing is forgotten on the word of an operation alone: the process may have moved other pages to these
 //! addresses meanwhile. So at last a change of protection is made there. It fails while any move or unmap
@@ -14,12 +13,12 @@
 
 use std::collections::VecDeque;
 
-use holo_proto::{AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex};
+use holo_proto::{AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex, SubpageMask};
 
 use super::fault::Fault;
 use super::space::{Life, Ring};
 use super::{Advice, Core, CrashPoint, NEVER_RAN, NOT_WRITABLE, Nanos, Op, Outcome, StopReason};
-use crate::store::api::PageStore;
+use crate::store::api::{PageStore, Ticket};
 
 /// Marks a ring request as the restorer's; the rest of the tag is the page.
 pub(super) const TAG: u64 = 1 << 63;
@@ -28,8 +27,6 @@ const WINDOW: usize = 8;
 /// A page that cannot be made dirty is tried again so often, after a rest that doubles each time.
 const REFUSALS: u32 = 7;
 const REST_NS: u64 = 1_000_000;
-/// Populate is tried again so often where it is refused though the process may write (a protection key).
-const POPULATED_ENOUGH: u32 = 4;
 /// Pages with holes that are remembered: more than are asked for at once.
 const HOLED: usize = 2 * WINDOW;
 
@@ -58,6 +55,7 @@ enum Stage {
     /// What is present is to be made writable, dirty, found present still, and proved.
     Open,
     Redirty,
+    Redirtying(Ticket),
     Look,
     Prove,
 }
@@ -68,6 +66,8 @@ struct Direct {
     stage: Stage,
     at: SubpageIndex,
     disturbed: bool,
+    /// What has been made dirty while nothing was moved or unmapped in the range.
+    dirtied: SubpageMask,
     /// It could not be made dirty, and how often in a row that was so of a page that is there.
     refused: bool,
     refusals: u32,
@@ -97,8 +97,6 @@ pub(crate) struct Restore {
     /// The ring had no room: nothing more before a request ends.
     full: bool,
     direct: Option<Direct>,
-    /// Where populate was refused though the process may write, and how often in a row.
-    writable: Option<(SubpageIndex, u32)>,
     /// Pages that no request can be about as a whole: asked for subpage by subpage.
     holed: VecDeque<PageIndex>,
     step: Step,
@@ -131,6 +129,7 @@ impl Restore {
         }
         if let Some(d) = self.direct.as_mut().filter(|d| d.range.overlaps(range)) {
             d.disturbed = true;
+            d.dirtied = SubpageMask::NONE;
         }
     }
 
@@ -156,6 +155,7 @@ impl Restore {
             stage: Stage::Install,
             at: range.start.subpage(),
             disturbed: false,
+            dirtied: SubpageMask::NONE,
             refused: false,
             refusals: 0,
             only_if_unmapped: false,
@@ -178,6 +178,7 @@ impl Restore {
             stage: Stage::Open,
             at: range.start.subpage(),
             disturbed: false,
+            dirtied: SubpageMask::NONE,
             refused: false,
             refusals: 0,
             only_if_unmapped: true,
@@ -323,10 +324,6 @@ impl<S: PageStore> Core<'_, S> {
 
     /// Forgets what the map says of a range that is resident and dirty.
     fn forget_restored(&mut self, id: SpaceId, range: AddrRange) {
-        if let Some(s) = self.space(id) {
-            let writable = &mut s.restore.writable;
-            *writable = writable.filter(|w| !range.contains(w.0.start()));
-        }
         self.forget_bytes(id, range);
         self.crash(CrashPoint::Restored);
     }
@@ -384,14 +381,24 @@ impl<S: PageStore> Core<'_, S> {
                 }
             }
             Stage::Redirty => {
-                let s = self.space(id)?;
-                Op::Redirty {
+                if self.space_ref(id)?.redirty_rests(self.now) {
+                    return None;
+                }
+                let mask = d
+                    .range
+                    .subpages()
+                    .filter(|&x| self.map.entry(id, x).has_bytes())
+                    .fold(SubpageMask::NONE, |m, x| m.with(x.in_page()));
+                let ticket = self.new_ticket();
+                self.direct_goes_on(id, Stage::Redirtying(ticket), at);
+                Op::NeedRedirty {
                     space: id,
-                    at,
-                    even_if_writable: s.ring != Ring::Ready
-                        || s.restore.writable == Some((at, POPULATED_ENOUGH)),
+                    page: at.page(),
+                    mask,
+                    ticket,
                 }
             }
+            Stage::Redirtying(_) => return None,
             Stage::Look => Op::Look {
                 space: id,
                 page: at.page(),
@@ -421,8 +428,6 @@ impl<S: PageStore> Core<'_, S> {
         let Some(d) = self.space(id).and_then(|s| s.restore.direct.as_mut()) else {
             return;
         };
-        // The page was not there, or is not to be written: the next look tells.
-        d.refused |= d.stage == Stage::Redirty && outcome != Outcome::Done;
         let (d, one) = (*d, one(d.at));
         let next = match (d.stage, outcome) {
             // No mapping of ours is there: the map means nothing by it.
@@ -437,18 +442,9 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 return;
             }
+            (Stage::Open, _) if d.dirtied.has(d.at.in_page()) => Stage::Look,
             (Stage::Open, _) => Stage::Redirty,
-            (Stage::Redirty, Outcome::Writable) => {
-                let at = d.at;
-                if let Some(s) = self.space(id) {
-                    let before = s.restore.writable.filter(|w| w.0 == at);
-                    s.restore.writable = Some((at, 1 + before.map_or(0, |w| w.1)));
-                    s.restore.direct = None;
-                    s.restore.cursor = None;
-                }
-                return;
-            }
-            (Stage::Redirty, _) => Stage::Look,
+            (asked @ Stage::Redirtying(_), Outcome::Done) => asked,
             (Stage::Look, Outcome::Look(look)) if look.present.has(d.at.in_page()) => Stage::Prove,
             (Stage::Prove, Outcome::Done) if !d.disturbed && d.refused => {
                 if d.refusals == REFUSALS {
@@ -473,6 +469,31 @@ impl<S: PageStore> Core<'_, S> {
         self.direct_goes_on(id, next, d.at);
     }
 
+    /// What was asked for was made dirty, or could not be (then the page was not there, or is not to be written: the
+    /// next look tells); `None`: the process was not stopped.
+    pub(super) fn restore_redirtied(
+        &mut self,
+        id: SpaceId,
+        ticket: Ticket,
+        done: Option<SubpageMask>,
+    ) {
+        let Some(d) = self.space(id).and_then(|s| s.restore.direct.as_mut()) else {
+            return;
+        };
+        if d.stage != Stage::Redirtying(ticket) {
+            return;
+        }
+        let Some(done) = done else {
+            d.stage = Stage::Redirty;
+            return;
+        };
+        d.refused = !done.has(d.at.in_page());
+        if !d.disturbed {
+            d.dirtied = done;
+        }
+        d.stage = Stage::Look;
+    }
+
     // --- completions ----------------------------------------------------------------------------
 
     pub(super) fn restore_step_done(&mut self, id: SpaceId, outcome: Outcome) {
@@ -481,7 +502,11 @@ impl<S: PageStore> Core<'_, S> {
         }
         let now = self.now;
         let Some(s) = self.space(id) else { return };
-        s.restore.went_on = now;
+        // A process that cannot be stopped may wait for just this.
+        let waits = matches!(s.restore.direct, Some(d) if matches!(d.stage, Stage::Redirtying(_)));
+        if !waits {
+            s.restore.went_on = now;
+        }
         let step = std::mem::take(&mut s.restore.step);
         if outcome == Outcome::EventsPending {
             // Made again when all messages are applied.
@@ -566,7 +591,7 @@ impl<S: PageStore> Core<'_, S> {
 #[cfg(test)]
 mod tests {
     use super::super::scripted::{Hollow, core_of, play};
-    use super::super::{Entry, Input, PageLook};
+    use super::super::{Entry, Input, Next, PageLook};
     use super::*;
     use crate::store::api::Location;
 
@@ -587,7 +612,7 @@ mod tests {
 
     fn present(op: &Op) -> Option<Outcome> {
         let look = PageLook {
-            present: holo_proto::SubpageMask::ALL,
+            present: SubpageMask::ALL,
             ..PageLook::default()
         };
         match op {
@@ -597,53 +622,118 @@ mod tests {
         }
     }
 
+    fn redirties(asked: &[Op]) -> Vec<SubpageMask> {
+        let mask = |op: &Op| match *op {
+            Op::NeedRedirty { mask, .. } => Some(mask),
+            _ => None,
+        };
+        asked.iter().filter_map(mask).collect()
+    }
+
     fn populates(asked: &[Op]) -> usize {
         let populates = |op: &&Op| matches!(op, Op::Advise { .. });
         asked.iter().filter(populates).count()
     }
 
     #[test]
-    fn what_became_writable_is_populated_and_not_written_back() {
+    fn what_populate_refuses_is_made_dirty_in_a_stop() {
         let (mut core, space, at) = stayed();
-        let mut results = [EINVAL, 0].into_iter();
-        let asked = play(
-            &mut core,
-            |range| {
-                assert_eq!(range, one(at));
-                results.next().unwrap()
-            },
-            |op| match op {
-                Op::Redirty {
-                    even_if_writable, ..
-                } => {
-                    assert!(!even_if_writable);
-                    Some(Outcome::Writable)
-                }
-                _ => present(op),
-            },
-        );
-        assert_eq!(populates(&asked), 2);
+        let asked = play(&mut core, |_| EINVAL, present);
+        assert_eq!(populates(&asked), 1);
+        assert_eq!(redirties(&asked), [SubpageMask::NONE.with(at.in_page())]);
         assert_eq!(core.map.entry(space, at), Entry::Nothing);
         assert_eq!(core.store.released, [Location(8)]);
     }
 
+    /// Two subpages of one page, of a process without a ring.
+    fn two_stayed() -> (Core<'static, Hollow>, SpaceId) {
+        let (mut core, space) = core_of(PAGE.range());
+        core.handle(Nanos(0), Input::RingRefused(space));
+        for i in [3, 5] {
+            let stored = Entry::Stored(Location(8 + i as u64));
+            core.map.replace(space, PAGE.subpage(i), stored).unwrap();
+        }
+        let range = PAGE.range();
+        core.handle(Nanos(0), Input::Never { space, range });
+        (core, space)
+    }
+
     #[test]
-    fn what_populate_always_refuses_is_written_back_at_last() {
-        let (mut core, space, at) = stayed();
+    fn one_stop_is_for_all_of_a_page() {
+        let (mut core, space) = two_stayed();
+        let asked = play(&mut core, |_| EINVAL, present);
+        let both = SubpageMask::NONE.with(3).with(5);
+        assert_eq!(redirties(&asked), [both]);
+        assert!(core.space(space).unwrap().restore.is_idle());
+        assert_eq!(core.store.released, [Location(11), Location(13)]);
+    }
+
+    #[test]
+    fn what_one_stop_has_left_out_has_its_own() {
+        let (mut core, space) = two_stayed();
+        let (three, five) = (SubpageMask::NONE.with(3), SubpageMask::NONE.with(5));
         let asked = play(
             &mut core,
             |_| EINVAL,
             |op| match op {
-                Op::Redirty {
-                    even_if_writable: false,
-                    ..
-                } => Some(Outcome::Writable),
+                Op::NeedRedirty { mask, .. } if mask.has(3) => Some(Outcome::Mask(three)),
                 _ => present(op),
             },
         );
-        assert_eq!(populates(&asked), 1 + POPULATED_ENOUGH as usize);
+        assert_eq!(redirties(&asked), [three.or(five), five]);
+        assert!(core.space(space).unwrap().restore.is_idle());
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_stopped_is_waited_for() {
+        let (mut core, space, at) = stayed();
+        let mut failures = 20;
+        let asked = play(
+            &mut core,
+            |_| EINVAL,
+            |op| match op {
+                Op::NeedRedirty { .. } if failures > 0 => {
+                    failures -= 1;
+                    Some(Outcome::Full)
+                }
+                _ => present(op),
+            },
+        );
+        assert_eq!(redirties(&asked).len(), 21);
         assert_eq!(core.map.entry(space, at), Entry::Nothing);
-        assert_eq!(core.store.released, [Location(8)]);
+        let stop = |op: &Op| matches!(op, Op::Stop { .. });
+        assert!(!asked.iter().any(stop));
+    }
+
+    #[test]
+    fn a_move_makes_what_was_dirtied_doubtful() {
+        let (mut core, space) = two_stayed();
+        let restore = &mut core.space(space).unwrap().restore;
+        restore.go_direct(PAGE.range());
+        // As if all were installed.
+        restore.direct.as_mut().unwrap().stage = Stage::Open;
+        let now = Nanos(1);
+        let (ticket, mask) = loop {
+            match core.next(now) {
+                Next::Op(Op::NeedRedirty { ticket, mask, .. }) => break (ticket, mask),
+                Next::Op(op) => {
+                    let outcome = present(&op).unwrap_or(Outcome::Done);
+                    core.complete(now, outcome);
+                }
+                Next::Idle(_) => panic!("nothing is asked for"),
+            }
+        };
+        core.complete(now, Outcome::Done);
+        let done = Some(mask);
+        let input = Input::Redirtied {
+            space,
+            ticket,
+            done,
+        };
+        core.handle(now, input);
+        core.space(space).unwrap().restore.disturb(PAGE.range());
+        let again = play(&mut core, |_| EINVAL, present);
+        assert_eq!(redirties(&again), [mask]);
     }
 
     #[test]
@@ -653,12 +743,11 @@ mod tests {
             &mut core,
             |_| EINVAL,
             |op| match op {
-                Op::Redirty { .. } => Some(Outcome::Refused(5)),
+                Op::NeedRedirty { .. } => Some(Outcome::Mask(SubpageMask::NONE)),
                 _ => present(op),
             },
         );
-        let tries = |op: &&Op| matches!(op, Op::Redirty { .. });
-        assert_eq!(asked.iter().filter(tries).count(), 1 + REFUSALS as usize);
+        assert_eq!(redirties(&asked).len(), 1 + REFUSALS as usize);
         let why = StopReason::NotDirtied { at };
         assert_eq!(asked.last(), Some(&Op::Stop { space, why }));
         assert!(core.store.released.is_empty());

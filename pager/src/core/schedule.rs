@@ -95,6 +95,8 @@ impl<S: PageStore> Core<'_, S> {
         let held = (!self.held.is_empty()).then(|| self.held_since.after(RECHECK_NS));
         let orphans = (!self.orphans.is_empty() && self.orphans_rest_until > self.now)
             .then_some(self.orphans_rest_until);
+        let redirties = self.spaces.iter().flatten().map(|s| s.redirty_after);
+        let redirties = redirties.filter(|&t| t > self.now);
         let rest = self
             .spaces
             .iter()
@@ -102,7 +104,8 @@ impl<S: PageStore> Core<'_, S> {
             .filter(|_| self.usage_bytes() > self.high_bytes())
             .flat_map(|s| [s.rest_until, s.sweep_after])
             .filter(|&t| t > self.now);
-        retry.chain(held).chain(orphans).chain(rest).min()
+        let rests = orphans.into_iter().chain(redirties).chain(rest);
+        retry.chain(held).chain(rests).min()
     }
 
     /// One step of background work: registering, restoring, evicting; spaces take turns.

@@ -80,6 +80,7 @@ pub(crate) fn core_of(range: AddrRange) -> (Core<'static, Hollow>, SpaceId) {
 
 /// Runs the core, a millisecond after each operation, until it sleeps for ever. What the script knows nothing of
 /// goes well, and no message ever comes; a request on the ring ends at once, with the result that `populate` gives.
+/// To [`Op::NeedRedirty`] it answers with the mask of what is dirty, or, if the process is not stopped, with anything else.
 ///
 /// # Panics
 /// If it never sleeps.
@@ -96,7 +97,10 @@ pub(crate) fn play(
         let op = match core.next(now) {
             Next::Op(op) => op,
             Next::Idle(None) => return asked,
-            Next::Idle(Some(_)) => continue,
+            Next::Idle(Some(then)) => {
+                now = now.max(then);
+                continue;
+            }
         };
         asked.push(op);
         let outcome = answer(&op).unwrap_or(match op {
@@ -111,6 +115,27 @@ pub(crate) fn play(
             }
             _ => Outcome::Done,
         });
+        if let Op::NeedRedirty {
+            space,
+            mask,
+            ticket,
+            ..
+        } = op
+        {
+            core.complete(now, Outcome::Done);
+            let done = match outcome {
+                Outcome::Done => Some(mask),
+                Outcome::Mask(done) => Some(done),
+                _ => None,
+            };
+            let input = Input::Redirtied {
+                space,
+                ticket,
+                done,
+            };
+            core.handle(now, input);
+            continue;
+        }
         core.complete(now, outcome);
         while let Some(done) = core.store().poll() {
             core.handle(now, Input::Store(done));

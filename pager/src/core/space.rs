@@ -158,6 +158,10 @@ pub(crate) struct Space {
     /// How many in a row did not come about, and the moment before which none is asked for.
     pub(crate) quiesces_failed: u32,
     pub(crate) quiesce_after: Nanos,
+    /// Requests in a row that pages be made dirty ([`Op::NeedRedirty`](super::Op::NeedRedirty)) for which the process
+    /// could not be stopped, and when the next one may come.
+    pub(crate) redirties_failed: u32,
+    pub(crate) redirty_after: Nanos,
     /// The newest number that a predecessor's marks have: the first quiesce is after all of them.
     pub(crate) quiesce_inherited: u64,
     pub(crate) drops: Drops,
@@ -215,6 +219,8 @@ impl Space {
             quiesce_asked: None,
             quiesces_failed: 0,
             quiesce_after: Nanos(0),
+            redirties_failed: 0,
+            redirty_after: Nanos(0),
             quiesce_inherited: 0,
             drops: Drops::default(),
             overflowed: false,
@@ -286,6 +292,23 @@ impl Space {
             self.quiesces_failed = 0;
             self.quiesce_after = now;
             self.quiesce_count = self.quiesce_count.max(count);
+        }
+    }
+
+    /// The next request that pages be made dirty is not to come yet.
+    pub(crate) fn redirty_rests(&self, now: Nanos) -> bool {
+        now < self.redirty_after
+    }
+
+    /// Pages were made dirty in a stop, or it was not stopped: the next try has time, as above.
+    pub(crate) fn redirtied(&mut self, stopped: bool, now: Nanos) {
+        if stopped {
+            self.redirties_failed = 0;
+            self.redirty_after = now;
+        } else {
+            let doubled = self.redirties_failed.min(QUIESCE_RESTS);
+            self.redirty_after = now.after(QUIESCE_REST_NS << doubled);
+            self.redirties_failed = self.redirties_failed.saturating_add(1);
         }
     }
 

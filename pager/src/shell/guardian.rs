@@ -10,6 +10,8 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
+use holo_proto::{PageIndex, SubpageMask};
+
 use super::control::{Control, Record, Scalar};
 use super::live::{Command, Queue};
 use super::post::Post;
@@ -26,8 +28,12 @@ const PATIENCE_NS: u64 = 60_000_000_000;
 /// How often it looks meanwhile, and otherwise, whether that is so.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Room for a question, and so for so many process ids in it.
+const ASK_BYTES: usize = 1024;
+pub(crate) const SHARERS_MAX: usize = 64;
+
 /// What the pager asks of the guardian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     /// Make a userfaultfd in the process. Answer: its number here.
     TakeHold { pid: i32 },
@@ -35,16 +41,37 @@ pub(crate) enum Ask {
     MakeRing { pid: i32, uffd: i32 },
     /// Stop all threads for an instant. Answer: microseconds.
     Quiesce { pid: i32 },
+    /// Make subpages of the process of this userfaultfd dirty while all its threads are stopped, and those of `sharers`.
+    /// Answer: the mask of those that are dirty now.
+    Redirty {
+        pid: i32,
+        uffd: i32,
+        page: PageIndex,
+        mask: SubpageMask,
+        /// Other processes with the same memory; at most [`SHARERS_MAX`].
+        sharers: Vec<i32>,
+    },
     /// Close the descriptor that the process keeps.
     DropKeeper { pid: i32, keeper: i32 },
 }
 
 impl Ask {
-    fn encode(self) -> String {
+    fn encode(&self) -> String {
         match self {
             Self::TakeHold { pid } => format!("hold {pid} 0"),
             Self::MakeRing { pid, uffd } => format!("ring {pid} {uffd}"),
             Self::Quiesce { pid } => format!("quiesce {pid} 0"),
+            Self::Redirty {
+                pid,
+                uffd,
+                page,
+                mask,
+                sharers,
+            } => {
+                let sharers: Vec<_> = sharers.iter().map(i32::to_string).collect();
+                let sharers = sharers.join(",");
+                format!("redirty {pid} {uffd} {} {} {sharers}", page.0, mask.0)
+            }
             Self::DropKeeper { pid, keeper } => format!("drop {pid} {keeper}"),
         }
     }
@@ -57,6 +84,17 @@ impl Ask {
             "hold" => Self::TakeHold { pid },
             "ring" => Self::MakeRing { pid, uffd: arg },
             "quiesce" => Self::Quiesce { pid },
+            "redirty" => {
+                let (page, mask, sharers) = (words.next()?, words.next()?, words.next()?);
+                let sharers = sharers.split_terminator(',').map(str::parse);
+                Self::Redirty {
+                    pid,
+                    uffd: arg,
+                    page: PageIndex(page.parse().ok()?),
+                    mask: SubpageMask(mask.parse().ok()?),
+                    sharers: sharers.collect::<Result<_, _>>().ok()?,
+                }
+            }
             "drop" => Self::DropKeeper { pid, keeper: arg },
             _ => return None,
         })
@@ -103,11 +141,11 @@ impl Line {
     pub(crate) fn ask(&mut self, ask: Ask) -> Result<i64, Refusal> {
         let before: Vec<Record> = self.post.control.records().collect();
         loop {
-            match self.ask_once(ask) {
+            match self.ask_once(&ask) {
                 Ok(value) => return Ok(value),
                 Err(Unanswered::No(why)) => return Err(why),
                 Err(Unanswered::CutOff) => {
-                    if let Some(value) = self.done_before(ask, &before) {
+                    if let Some(value) = self.done_before(&ask, &before) {
                         return Ok(value);
                     }
                 }
@@ -116,20 +154,20 @@ impl Line {
     }
 
     /// What a guardian finished before it died.
-    fn done_before(&self, ask: Ask, before: &[Record]) -> Option<i64> {
+    fn done_before(&self, ask: &Ask, before: &[Record]) -> Option<i64> {
         let mut new = self
             .post
             .control
             .records()
             .filter(|r| before.iter().all(|b| (b.uffd, b.ring) != (r.uffd, r.ring)));
-        match ask {
+        match *ask {
             Ask::TakeHold { pid } => new.find(|r| r.pid == pid).map(|r| r.uffd.into()),
             Ask::MakeRing { uffd, .. } => new.find(|r| r.uffd == uffd).map(|r| r.ring.into()),
-            Ask::Quiesce { .. } | Ask::DropKeeper { .. } => None,
+            Ask::Quiesce { .. } | Ask::Redirty { .. } | Ask::DropKeeper { .. } => None,
         }
     }
 
-    fn ask_once(&mut self, ask: Ask) -> Result<i64, Unanswered> {
+    fn ask_once(&mut self, ask: &Ask) -> Result<i64, Unanswered> {
         let control = self.post.control;
         self.count += 1;
         let text = format!("{} {} {}", self.count, spawn::own_pid(), ask.encode());
@@ -224,7 +262,7 @@ pub(crate) fn line(control: Control) -> Option<UnixDatagram> {
 
 /// Does what the pager asks, and says what came of it.
 pub(crate) fn answer(control: Control, line: &UnixDatagram) {
-    let mut buffer = [0; 256];
+    let mut buffer = [0; ASK_BYTES];
     let Ok(len) = line.recv(&mut buffer) else {
         return;
     };
@@ -300,9 +338,7 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, Refusal> {
         }
         Ask::MakeRing { pid, uffd } => {
             let made = attach::make_ring(pid, RING_ENTRIES)?;
-            let r = control
-                .record(uffd)
-                .ok_or_else(|| Refusal::passing(format!("process {pid} is no longer held")))?;
+            let r = control.record(uffd).ok_or_else(|| not_held(pid))?;
             // What it advises is done to the memory that the process had then: it must be the held one.
             if procfs::image(pid).is_ok_and(|image| image != r.image) {
                 return Err(AttachError::Changed { pid }.into());
@@ -316,11 +352,27 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, Refusal> {
             Ok(i64::from(ring))
         }
         Ask::Quiesce { pid } => Ok(i64::try_from(attach::quiesce(pid)?).unwrap_or(i64::MAX)),
+        Ask::Redirty {
+            pid,
+            uffd,
+            page,
+            mask,
+            sharers,
+        } => {
+            let record = control.record(uffd);
+            let r = record.ok_or_else(|| not_held(pid))?;
+            let pids: Vec<i32> = std::iter::once(pid).chain(sharers).collect();
+            Ok(attach::redirty(&pids, r.image, page, mask)?.0.into())
+        }
         Ask::DropKeeper { pid, keeper } => {
             attach::drop_keeper(pid, keeper)?;
             Ok(0)
         }
     }
+}
+
+fn not_held(pid: i32) -> Refusal {
+    Refusal::passing(format!("process {pid} is no longer held"))
 }
 
 #[cfg(test)]
@@ -369,6 +421,33 @@ pub(super) mod tests {
         let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
         let mut parts = text.splitn(3, ' ').map(str::to_owned);
         (parts.next().unwrap(), parts.nth(1).unwrap())
+    }
+
+    #[test]
+    fn what_is_asked_is_understood() {
+        let redirty = |sharers: Vec<i32>| Ask::Redirty {
+            pid: 7,
+            uffd: 5000,
+            page: PageIndex(u64::MAX >> 16),
+            mask: SubpageMask::ALL,
+            sharers,
+        };
+        let most = redirty(vec![4_194_303; SHARERS_MAX]);
+        assert!(40 + most.encode().len() <= ASK_BYTES);
+        let asks = [
+            Ask::TakeHold { pid: 7 },
+            Ask::MakeRing { pid: 7, uffd: 5000 },
+            Ask::Quiesce { pid: 7 },
+            Ask::DropKeeper { pid: 7, keeper: 3 },
+            redirty(Vec::new()),
+            redirty(vec![8]),
+            most,
+        ];
+        for ask in asks {
+            assert_eq!(Ask::decode(&ask.encode()), Some(ask));
+        }
+        assert_eq!(Ask::decode("redirty 7 5000 1"), None);
+        assert_eq!(Ask::decode("redirty 7 5000 1 1 8,x"), None);
     }
 
     #[test]

@@ -7,14 +7,16 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Barrier, Mutex};
 
-use holo_proto::{AddrRange, PAGE_LEN, PageIndex, SUBPAGE_BYTES, SUBPAGE_LEN, SpaceId};
+use holo_proto::{
+    AddrRange, PAGE_LEN, PageIndex, SUBPAGE_BYTES, SUBPAGE_LEN, SpaceId, SubpageMask,
+};
 
 use crate::core::{
     Advice, EVENT_WORDS, Event, FrameId, HEADS, Heads, Input, NEVER_RAN, Nanos, Op, Outcome,
     PageLook, PageSet, SPACES, Source, StopReason, Words,
 };
 use crate::drive::World;
-use crate::store::api::PageBytes;
+use crate::store::api::{PageBytes, Ticket};
 use crate::sys::advise::{PidFd, pageout};
 use crate::sys::arena::SharedBytes;
 use crate::sys::errors::{MemError, UffdError};
@@ -57,6 +59,12 @@ pub(crate) enum Errand {
     NeedQuiesce {
         space: SpaceId,
         count: u64,
+    },
+    NeedRedirty {
+        space: SpaceId,
+        page: PageIndex,
+        mask: SubpageMask,
+        ticket: Ticket,
     },
     Child {
         parent: SpaceId,
@@ -523,29 +531,6 @@ impl Live {
         })
     }
 
-    /// What is left where the process may not write: that it is allowed to, and writes, both between two system calls
-    /// of ours. Where the kernel cannot tell (before 6.11) the byte is written.
-    fn redirty(
-        &mut self,
-        space: SpaceId,
-        at: holo_proto::Addr,
-        even_if_writable: bool,
-    ) -> Option<Outcome> {
-        let parts = self.target(space)?.parts.as_ref()?;
-        if !even_if_writable
-            && let Ok(Some(m)) = parts.maps.find(at)
-            && m.writable
-            && m.range.contains(at)
-        {
-            return Some(Outcome::Writable);
-        }
-        Some(match parts.mem.write_back(&parts.pagemap, at) {
-            Ok(()) => Outcome::Done,
-            Err(MemError::Gone) => Outcome::Gone,
-            Err(_) => Outcome::Refused(libc::EIO),
-        })
-    }
-
     /// `None`: the target, or what is needed of it, is not there.
     fn try_perform(&mut self, op: &Op, pageout_ranges: &[AddrRange]) -> Option<Outcome> {
         Some(match *op {
@@ -579,7 +564,7 @@ impl Live {
                 Outcome::Mask(
                     mask.iter()
                         .filter(differs)
-                        .fold(holo_proto::SubpageMask::NONE, |m, i| m.with(i)),
+                        .fold(SubpageMask::NONE, |m, i| m.with(i)),
                 )
             }
             Op::Advise {
@@ -639,17 +624,26 @@ impl Live {
                 };
                 Outcome::Pinned(bytes)
             }
-            Op::Redirty {
-                space,
-                at,
-                even_if_writable,
-            } => return self.redirty(space, at.start(), even_if_writable),
             Op::NeedRing { space } => {
                 self.errand(Errand::NeedRing(space));
                 Outcome::Done
             }
             Op::NeedQuiesce { space, count } => {
                 self.errand(Errand::NeedQuiesce { space, count });
+                Outcome::Done
+            }
+            Op::NeedRedirty {
+                space,
+                page,
+                mask,
+                ticket,
+            } => {
+                self.errand(Errand::NeedRedirty {
+                    space,
+                    page,
+                    mask,
+                    ticket,
+                });
                 Outcome::Done
             }
             Op::Child { parent, space, fd } => {

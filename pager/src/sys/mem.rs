@@ -63,7 +63,7 @@ impl TargetMem {
 
     /// Makes a page dirty by writing back the byte at `at`. What somebody else writes there in between is undone.
     ///
-    /// Only where there is a page: without one a zero would be read that is nobody's, and written over whatever comes to the
+    /// Only where there is a page, in memory or in swap: without one a zero would be read that is nobody's, and written over whatever comes to the
     /// place meanwhile (a page that the process moves there).
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl TargetMem {
         let look = pagemap
             .look_page(subpage.page())
             .map_err(|_| MemError::Gone)?;
-        if !look.present.has(subpage.in_page()) {
+        if !look.present.or(look.swapped).has(subpage.in_page()) {
             return Err(MemError::NotResident);
         }
         let mut byte = [0];

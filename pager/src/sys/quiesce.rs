@@ -1,14 +1,19 @@
-//! All threads of a process stopped at once, for the moment, so that no system call is under way.
+//! All threads of a process stopped at once, for the moment, so that no system call is under way; and what is done to
+//! its memory meanwhile.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use holo_proto::{PageIndex, SubpageMask};
+
 use super::inject::{Lost, note_stop};
-use super::process;
+use super::mem::TargetMem;
+use super::pagemap::Pagemap;
 use super::ptrace::{self, Pace, Stop};
 use super::refuse::AttachError;
 use super::restart;
 use super::worker::{Agreement, NoAnswer, on_a_worker_while};
+use super::{process, procfs};
 
 /// How long all threads together may take to stop. A thread in the middle of a disk access needs
 /// milliseconds; one whose page fault waits for the pager needs the pager.
@@ -32,14 +37,59 @@ const WHAT: &str = "stopping all threads";
 /// # Errors
 /// [`AttachError::Busy`] when a thread did not stop in time: then all were let go, and nothing is known.
 pub fn quiesce(pid: i32) -> Result<u64, AttachError> {
-    process::exists(pid)?;
+    while_stopped(&[pid], || ()).map(|((), stop_us)| stop_us)
+}
+
+/// Makes present pages dirty, whether the process may write them or not, by writing back a byte of each while all
+/// threads of the first of `pids`, whose `image` is that, and of the others, which share its memory, are stopped.
+/// Returns which are dirty now: not those that are missing or protected by userfaultfd.
+///
+/// What others write to the byte meanwhile (a device, a process with a system call for it) is undone. So is what a
+/// process writes that shares the memory and is not among `pids`.
+///
+/// # Errors
+/// [`AttachError::Busy`] when a thread did not stop in time, [`AttachError::Changed`] after an exec: nothing was done.
+pub fn redirty(
+    pids: &[i32],
+    image: u64,
+    page: PageIndex,
+    mask: SubpageMask,
+) -> Result<SubpageMask, AttachError> {
+    let &[pid, ..] = pids else {
+        return Ok(SubpageMask::NONE);
+    };
+    let write_back = move || {
+        if procfs::image(pid).ok()? != image {
+            return None;
+        }
+        let mem = TargetMem::open(pid).ok()?;
+        let pagemap = Pagemap::open(pid).ok()?;
+        let done = |&i: &usize| mem.write_back(&pagemap, page.subpage(i).start()).is_ok();
+        let all = mask.iter().filter(done);
+        Some(all.fold(SubpageMask::NONE, SubpageMask::with))
+    };
+    let (done, _) = while_stopped(pids, write_back)?;
+    done.ok_or(AttachError::Changed { pid })
+}
+
+/// Does `act` while all threads of these processes are stopped, and says how many microseconds that took.
+fn while_stopped<T: Send + 'static>(
+    pids: &[i32],
+    act: impl FnOnce() -> T + Send + 'static,
+) -> Result<(T, u64), AttachError> {
+    let pid = pids.first().copied().unwrap_or(0);
+    for &pid in pids {
+        process::exists(pid)?;
+    }
+    let leaders = pids.to_vec();
+    let pids = leaders.clone();
     let traced = Arc::new(Mutex::new(Vec::new()));
     let theirs = traced.clone();
     // The worker may wait in a request to trace one thread for an exec by another to end, and that exec waits
     // for the threads that it has killed to be taken note of.
     let take_note = || {
         let traced = traced.lock().unwrap_or_else(PoisonError::into_inner);
-        for &tid in traced.iter().filter(|&&tid| tid != pid) {
+        for &tid in traced.iter().filter(|tid| !leaders.contains(tid)) {
             ptrace::reap(tid);
         }
     };
@@ -47,10 +97,10 @@ pub fn quiesce(pid: i32) -> Result<u64, AttachError> {
         PATIENCE + ANSWER_PATIENCE,
         REAP_INTERVAL,
         take_note,
-        move |agreement| stop_all(pid, &theirs, agreement),
+        move |agreement| stop_all(&pids, &theirs, agreement, act),
     );
     match answer {
-        Ok(Ok(stop_us)) => Ok(stop_us),
+        Ok(Ok(done)) => Ok(done),
         Ok(Err(lost)) => Err(match lost {
             Lost::Gone => AttachError::Exiting { pid },
             Lost::Denied => process::why_denied(pid),
@@ -66,6 +116,7 @@ pub fn quiesce(pid: i32) -> Result<u64, AttachError> {
 
 /// A traced thread. Dropping it lets it go, if it is stopped; if not, the end of the tracing thread does.
 struct Held {
+    pid: i32,
     tid: i32,
     stopped: bool,
     signal: i32,
@@ -108,21 +159,26 @@ enum Look {
     Gone,
 }
 
-fn stop_all(pid: i32, traced: &Mutex<Vec<i32>>, agreement: &Agreement) -> Result<u64, Lost> {
+fn stop_all<T>(
+    pids: &[i32],
+    traced: &Mutex<Vec<i32>>,
+    agreement: &Agreement,
+    act: impl FnOnce() -> T,
+) -> Result<(T, u64), Lost> {
     let since = Instant::now();
     let mut held = Vec::new();
-    let outcome = hold_all(pid, traced, agreement, since, &mut held);
+    let outcome = hold_all(pids, traced, agreement, since, &mut held).map(|()| act());
     let was_stopped = held.iter().any(|thread| thread.stopped);
     drop(held);
     let stop_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
     if was_stopped {
         note_stop(stop_us);
     }
-    outcome.map(|()| stop_us)
+    outcome.map(|done| (done, stop_us))
 }
 
 fn hold_all(
-    pid: i32,
+    pids: &[i32],
     traced: &Mutex<Vec<i32>>,
     agreement: &Agreement,
     since: Instant,
@@ -132,7 +188,10 @@ fn hold_all(
         // A thread that still runs may start others: only a listing that holds no new one, after all were
         // seen stopped, is the last.
         let all_stopped = held.iter().all(|thread| thread.stopped);
-        let new = seize_new(pid, held, traced)?;
+        let mut new = false;
+        for &pid in pids {
+            new |= seize_new(pid, held, traced)?;
+        }
         if !new && all_stopped && !held.is_empty() {
             return Ok(());
         }
@@ -145,9 +204,9 @@ fn hold_all(
                 break;
             }
             let waits_for_sleeper = since.elapsed() > SLEEPER_PATIENCE
-                && held
-                    .iter()
-                    .any(|thread| !thread.stopped && process::sleeps_deeply(pid, thread.tid));
+                && held.iter().any(|thread| {
+                    !thread.stopped && process::sleeps_deeply(thread.pid, thread.tid)
+                });
             if waits_for_sleeper || since.elapsed() > PATIENCE || agreement.is_abandoned() {
                 return Err(Lost::DidNotStop);
             }
@@ -173,6 +232,7 @@ fn seize_new(pid: i32, held: &mut Vec<Held>, traced: &Mutex<Vec<i32>>) -> Result
             .push(tid);
         match ptrace::seize(tid, 0) {
             Ok(()) => held.push(Held {
+                pid,
                 tid,
                 stopped: false,
                 signal: 0,
@@ -193,9 +253,59 @@ fn seize_new(pid: i32, held: &mut Vec<Held>, traced: &Mutex<Vec<i32>>) -> Result
 
 #[cfg(test)]
 mod tests {
+    use holo_proto::SUBPAGE_BYTES;
+
     use super::super::inject::longest_stop_us;
     use super::*;
-    use crate::sys::testing::Target;
+    use crate::sys::advise::pageout;
+    use crate::sys::testing::{self, Target};
+
+    /// A process with a page that is filled, offered, and may not be written any more.
+    fn offered() -> (Target, PageIndex) {
+        let mut target = Target::start();
+        let all = target.map(32);
+        let page = PageIndex(all.start.page().0 + 1);
+        target.fill(page.range(), 7);
+        // What is on a processor's list is not offered, and stays.
+        testing::drain_cpu_lists();
+        assert_eq!(target.madvise(page.range(), libc::MADV_FREE), 0);
+        let read_only = [all.start.0, all.len(), 1, 0, 0];
+        assert_eq!(target.syscall(libc::SYS_mprotect, read_only), 0);
+        (target, page)
+    }
+
+    #[test]
+    fn what_was_made_dirty_in_a_stop_is_not_dropped() {
+        let (mut target, page) = offered();
+        let dirtied = SubpageMask::NONE.with(1).with(3);
+        let image = procfs::image(target.pid).unwrap();
+        let unmapped = [page.subpage(15).start().0, SUBPAGE_BYTES, 0, 0, 0];
+        assert_eq!(target.syscall(libc::SYS_munmap, unmapped), 0);
+        let asked = dirtied.with(15);
+        assert_eq!(redirty(&[target.pid], image, page, asked), Ok(dirtied));
+        let pagemap = Pagemap::open(target.pid).unwrap();
+        let mut mapped = page.range();
+        mapped.end = page.subpage(15).start();
+        for _ in 0..3 {
+            testing::drain_cpu_lists();
+            pageout(&target.pidfd, &[mapped]).unwrap();
+        }
+        let left = pagemap.look_page(page).unwrap().present;
+        assert_eq!(left.and(dirtied), dirtied);
+        assert!(left.count() < 15, "nothing was dropped");
+        for i in dirtied.iter() {
+            assert_eq!(target.peek(page.subpage(i).start()), 7);
+        }
+    }
+
+    #[test]
+    fn nothing_is_made_dirty_in_another_program() {
+        let (target, page) = offered();
+        let pid = target.pid;
+        let image = procfs::image(pid).unwrap() + 1;
+        let refused = redirty(&[pid], image, page, SubpageMask::ALL);
+        assert_eq!(refused, Err(AttachError::Changed { pid }));
+    }
 
     #[test]
     fn a_stop_of_all_threads_counts_among_the_longest() {

@@ -10,8 +10,8 @@ use holo_pager::core::{
     StopReason, Words,
 };
 use holo_pager::drive::World;
-use holo_pager::store::api::PageBytes;
-use holo_proto::{Addr, AddrRange, PAGE_SUBPAGES, SUBPAGE_BYTES, SpaceId, SubpageMask};
+use holo_pager::store::api::{PageBytes, Ticket};
+use holo_proto::{Addr, AddrRange, PAGE_SUBPAGES, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageMask};
 
 use super::kernel::{Kernel, trace};
 use super::knobs::MAP_BLOCKS;
@@ -21,9 +21,6 @@ use super::ring::Ring;
 use super::store::{content_of, set_content};
 use super::thread::ThreadId;
 use super::uffd::{addresses, subpages};
-
-/// What a call answers that could not reach the memory.
-const EIO: i32 = 5;
 
 /// Deaths in one run: with too many, nothing else ever happens.
 pub(crate) const DEATHS_MOST: u64 = 150;
@@ -60,6 +57,16 @@ struct Quiesce {
     waits_for: BTreeSet<ThreadId>,
 }
 
+/// Pages that are to be made dirty in a stop of all threads, and when that comes about.
+struct Redirty {
+    due_ns: u64,
+    space: SpaceId,
+    mm: MmId,
+    page: PageIndex,
+    mask: SubpageMask,
+    ticket: Ticket,
+}
+
 /// The simulated kernel with the shell's state around it.
 pub(crate) struct Sim<'m> {
     pub(crate) kernel: Kernel,
@@ -71,6 +78,7 @@ pub(crate) struct Sim<'m> {
     inputs: Vec<(u64, u64, Input)>,
     order: u64,
     quiesces: Vec<Quiesce>,
+    redirties: Vec<Redirty>,
     heads_told: BTreeSet<(SpaceId, u64)>,
     /// Which rings were made, or refused.
     pub(crate) ring_made: BTreeMap<MmId, bool>,
@@ -104,6 +112,7 @@ impl<'m> Sim<'m> {
             inputs: Vec::new(),
             order: 0,
             quiesces: Vec::new(),
+            redirties: Vec::new(),
             heads_told: BTreeSet::new(),
             ring_made: BTreeMap::new(),
             quiet_wait: BTreeSet::new(),
@@ -142,6 +151,12 @@ impl<'m> Sim<'m> {
     pub(crate) fn forget_shell(&mut self) {
         self.inputs.clear();
         self.quiesces.clear();
+        // The guardian, which lives, may be at it just now.
+        for r in std::mem::take(&mut self.redirties) {
+            if self.kernel.rng.one_in(2) {
+                self.redirty(&r);
+            }
+        }
         self.heads_told.clear();
         self.fds.clear();
         self.quiet_wait.clear();
@@ -224,6 +239,7 @@ impl<'m> Sim<'m> {
                 count: q.count,
             });
         }
+        self.redirty_due();
         let now = self.kernel.now_ns;
         if now >= self.next_scan_ns {
             self.next_scan_ns = now + self.kernel.knobs.scan_every_ns;
@@ -247,6 +263,46 @@ impl<'m> Sim<'m> {
                 self.detach(space);
             }
         }
+    }
+
+    fn redirty_due(&mut self) {
+        let now = self.kernel.now_ns;
+        while let Some(i) = self.redirties.iter().position(|r| r.due_ns <= now) {
+            let r = self.redirties.swap_remove(i);
+            let stopped = self.kernel.mms[r.mm].alive && !self.kernel.rng.one_in(4);
+            let done = stopped.then(|| self.redirty(&r));
+            self.send(Input::Redirtied {
+                space: r.space,
+                ticket: r.ticket,
+                done,
+            });
+        }
+    }
+
+    /// Reads a byte of each page and writes it back while no thread runs. (That a device writes in between, which is undone
+    /// then, is a stated limit.)
+    fn redirty(&mut self, r: &Redirty) -> SubpageMask {
+        let (k, mm) = (&mut self.kernel, r.mm);
+        let mut done = SubpageMask::NONE;
+        if !k.mms[mm].alive {
+            return done;
+        }
+        for i in r.mask.iter() {
+            let at = r.page.subpage(i).0;
+            let Some(vma) = k.mms[mm].vma(at) else {
+                continue;
+            };
+            let refused = k.knobs.no_forced_writes && vma.prot != Prot::Write;
+            let served = vma.uffd.is_some();
+            let wp = k.mms[mm].ptes.get(&at).is_some_and(|p| p.wp);
+            if served && wp || refused || k.content(mm, at).is_none() {
+                continue;
+            }
+            k.make_writable(mm, at);
+            done = done.with(i);
+        }
+        trace!(k, "mm{mm} {:x?} {:?} made dirty: {done:?}", r.page, r.mask);
+        done
     }
 
     pub(crate) fn detach(&mut self, space: SpaceId) {
@@ -347,6 +403,7 @@ impl<'m> Sim<'m> {
     /// `deadline`. False if nothing will ever happen.
     pub(crate) fn idle(&mut self, deadline: Option<u64>) -> bool {
         loop {
+            self.redirty_due();
             let now = self.kernel.now_ns;
             if self.kernel.failure.is_some()
                 || deadline.is_some_and(|d| d <= now)
@@ -361,6 +418,7 @@ impl<'m> Sim<'m> {
             let next = [
                 deadline,
                 self.inputs.iter().map(|i| i.0).min(),
+                self.redirties.iter().map(|r| r.due_ns).min(),
                 self.kernel.next_continue_ns(),
             ]
             .into_iter()
@@ -594,6 +652,7 @@ impl<'m> Sim<'m> {
         }
         self.inputs.retain(|(_, _, input)| !is_about(input, space));
         self.quiesces.retain(|q| q.space != space);
+        self.redirties.retain(|r| r.space != space);
         self.heads_told.retain(|&(s, _)| s != space);
         self.quiet_wait.remove(&space);
     }
@@ -700,6 +759,21 @@ impl<'m> Sim<'m> {
                 });
                 Outcome::Done
             }
+            Op::NeedRedirty {
+                page, mask, ticket, ..
+            } => {
+                let delay = self.kernel.knobs.input_delay_ns;
+                let due_ns = self.kernel.now_ns + self.kernel.rng.below(delay + 1);
+                self.redirties.push(Redirty {
+                    due_ns,
+                    space,
+                    mm,
+                    page,
+                    mask,
+                    ticket,
+                });
+                Outcome::Done
+            }
             Op::Closed { detached, .. } => {
                 self.close(space, uffd, detached);
                 Outcome::Done
@@ -741,39 +815,6 @@ impl<'m> Sim<'m> {
                     .filter(|t| t.mm == mm && t.long);
                 Outcome::Pinned(long.count() as u64 * SUBPAGE_BYTES)
             }
-            Op::Redirty {
-                at,
-                even_if_writable,
-                ..
-            } => {
-                let may_write =
-                    |k: &Kernel| k.mms[mm].vma(at.0).map(|m| m.prot) == Some(Prot::Write);
-                if may_write(&self.kernel) && !even_if_writable {
-                    return Outcome::Writable;
-                }
-                // Two calls: what the process writes in between is undone. So would be what a device writes (a stated
-                // limit).
-                let read = self.kernel.content(mm, at.0);
-                let folio = self.kernel.mms[mm].ptes.get(&at.0).and_then(|p| p.folio);
-                let pinned = folio.is_some_and(|f| self.kernel.folios[f].pins > 0);
-                if self.kernel.rng.one_in(3) && !pinned {
-                    self.kernel.step();
-                }
-                let served = self.kernel.mms[mm]
-                    .vma(at.0)
-                    .is_some_and(|m| m.uffd.is_some());
-                let wp = self.kernel.mms[mm].ptes.get(&at.0).is_some_and(|p| p.wp);
-                let refused = self.kernel.knobs.no_forced_writes && !may_write(&self.kernel);
-                if let (false, Some(read)) = (served && wp || refused, read) {
-                    self.kernel.make_writable(mm, at.0);
-                    let written = self.kernel.mms[mm].ptes.get(&at.0).and_then(|p| p.folio);
-                    if let Some(f) = written {
-                        self.kernel.folios[f].content[0] = read[0];
-                    }
-                    return Outcome::Done;
-                }
-                Outcome::Refused(EIO)
-            }
             Op::Put { .. } | Op::Get { .. } | Op::Compare { .. } | Op::Child { .. } => {
                 Outcome::Refused(19)
             }
@@ -799,7 +840,7 @@ fn space_of(op: &Op) -> Option<SpaceId> {
         | Op::Unregister { space, .. }
         | Op::Threads { space, .. }
         | Op::Pins { space }
-        | Op::Redirty { space, .. }
+        | Op::NeedRedirty { space, .. }
         | Op::NeedRing { space }
         | Op::NeedQuiesce { space, .. }
         | Op::Child { space, .. }
@@ -824,6 +865,7 @@ fn is_about(input: &Input, about: SpaceId) -> bool {
         | Input::Known(space)
         | Input::Wiped { space, .. }
         | Input::Quiesced { space, .. }
+        | Input::Redirtied { space, .. }
         | Input::Measured { space, .. }
         | Input::Detach(space)
         | Input::Exited(space) => space == about,

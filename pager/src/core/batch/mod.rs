@@ -112,7 +112,7 @@ enum Step {
     RepairQueue { first: usize, count: usize },
     RepairKick,
     RepairLift(SubpageIndex),
-    RepairRedirty(SubpageIndex),
+    RepairRedirty,
     RepairProof,
     Put,
     Pageout,
@@ -441,6 +441,8 @@ pub(super) fn can_make_room(s: &Space, by: SpaceId, small_bytes: u64, now: Nanos
         && !s.regions.is_empty()
         && match &s.batch {
             Some(b) if b.phase == Phase::RepairWait => now < b.waiting_since.after(patience),
+            // What keeps it from being stopped may be a fault that waits for just this.
+            Some(b) if b.repair.asked => now < b.waiting_since.after(patience),
             // A predecessor's repair may wait for just this fault.
             Some(b) if b.phase == Phase::Recover => now < b.waiting_since.after(STUCK_NS),
             Some(b) if b.phase == Phase::Wait => now < b.waiting_since.after(patience),
@@ -548,6 +550,9 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 Phase::Unprotect => self.unprotect(id, b),
                 Phase::Repair if !b.repair.left.is_empty() && self.awaits_ring(id) => return None,
+                Phase::Repair if b.repair.awaits_stop(self.space_ref(id)?, self.now) => {
+                    return None;
+                }
                 Phase::Repair => self.repair(id, b),
                 Phase::Put => {
                     if b.ticket.is_some() {
@@ -646,7 +651,7 @@ impl<S: PageStore> Core<'_, S> {
             | Step::RepairLook
             | Step::RepairQueue { .. }
             | Step::RepairLift(_)
-            | Step::RepairRedirty(_)
+            | Step::RepairRedirty
             | Step::RepairProof => self.repair_step_done(id, b, step, outcome),
             Step::Reread { first, count } => {
                 let got = if let Outcome::Subpages(n) = outcome {

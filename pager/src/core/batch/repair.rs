@@ -1,19 +1,16 @@
 //! After the window: what a request hit in the place of an offered page becomes dirty again.
 
-use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageIndex, SubpageMask};
+use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageMask};
 
 use super::{Batch, Phase, Step, run_mask, tag_of};
-use crate::core::space::moved_pages;
-use crate::core::{ANYWHERE, Advice, Core, Op, Outcome, StopReason};
-use crate::store::api::PageStore;
+use crate::core::space::{Space, moved_pages};
+use crate::core::{ANYWHERE, Advice, Core, Nanos, Op, Outcome, StopReason};
+use crate::store::api::{PageStore, Ticket};
 
 /// So many rounds of one page's repair may end with something refused that is there at the next look. They follow each other
 /// after a rest that doubles.
 const ROUNDS: u32 = 8;
 const REST_NS: u64 = 500_000;
-/// After so many rounds, what the process may write, and populate cannot make dirty all the same (there is no ring
-/// any more, a protection key forbids it), is written back from here.
-const POPULATED_ENOUGH: u32 = 4;
 
 /// The repair of one page: what the process has put in the place of an offered page, or what it is not
 /// certain of whether it was dropped, becomes dirty again.
@@ -26,17 +23,24 @@ pub(super) struct Repair {
     pub(super) left: SubpageMask,
     /// A request over several failed: one by one.
     pub(super) single: SubpageMask,
-    /// Populate does not do it (not writable): through `/proc/PID/mem`, where nobody else can write.
+    /// Populate does not do it (not writable): in a stop of all threads.
     pub(super) redirty: SubpageMask,
-    /// Of these, the one that a protection was lifted from, which came there with what moved.
-    pub(super) lifted: Option<SubpageIndex>,
+    /// Of these, the ones that a protection was lifted from, which came there with what moved.
+    pub(super) lifted: SubpageMask,
+    /// The request for that which is under way, and whether there was one.
+    pub(super) redirtying: Option<Ticket>,
+    pub(super) asked: bool,
     /// Of which that was refused in this round: the page is not there any more, or it is always so.
     pub(super) refused: SubpageMask,
     /// Rounds of which something refused was there afterwards.
     pub(super) rounds: u32,
-    /// Some was not written back in this round, since the process may write there; rounds of which that was so.
-    pub(super) writable: bool,
-    pub(super) populated: u32,
+}
+
+impl Repair {
+    /// Nothing goes on before the process was stopped, or may be stopped again.
+    pub(super) fn awaits_stop(&self, s: &Space, now: Nanos) -> bool {
+        self.redirtying.is_some() || !self.redirty.is_empty() && s.redirty_rests(now)
+    }
 }
 
 impl<S: PageStore> Core<'_, S> {
@@ -103,19 +107,23 @@ impl<S: PageStore> Core<'_, S> {
                 b.at += 1;
                 continue;
             }
-            if let Some(i) = b.repair.redirty.iter().next() {
-                let at = p.page.subpage(i);
-                if b.repair.lifted != Some(at) {
-                    b.step = Step::RepairLift(at);
-                    let range = p.run(i, 1);
-                    return Some(Op::Unprotect { space: id, range });
+            if let Some(i) = b.repair.redirty.minus(b.repair.lifted).iter().next() {
+                b.step = Step::RepairLift(p.page.subpage(i));
+                let range = p.run(i, 1);
+                return Some(Op::Unprotect { space: id, range });
+            }
+            if !b.repair.redirty.is_empty() {
+                if !std::mem::replace(&mut b.repair.asked, true) {
+                    b.waiting_since = self.now;
                 }
-                b.repair.redirty = b.repair.redirty.without(i);
-                b.step = Step::RepairRedirty(at);
-                return Some(Op::Redirty {
+                let ticket = self.new_ticket();
+                b.repair.redirtying = Some(ticket);
+                b.step = Step::RepairRedirty;
+                return Some(Op::NeedRedirty {
                     space: id,
-                    at,
-                    even_if_writable: b.repair.populated >= POPULATED_ENOUGH,
+                    page: p.page,
+                    mask: b.repair.redirty,
+                    ticket,
                 });
             }
             let next = b.repair.left.runs().next();
@@ -185,7 +193,6 @@ impl<S: PageStore> Core<'_, S> {
                 b.repair.left = present;
                 let refused = std::mem::replace(&mut b.repair.refused, SubpageMask::NONE);
                 let still = refused.and(present).iter().next();
-                b.repair.populated += u32::from(std::mem::take(&mut b.repair.writable));
                 if let (Some(i), Some(p)) = (still, b.pages.get(b.at)) {
                     b.repair.rounds += 1;
                     if b.repair.rounds == ROUNDS {
@@ -214,33 +221,51 @@ impl<S: PageStore> Core<'_, S> {
                 self.progressed(id);
             }
             Step::RepairLift(at) => {
-                b.repair.lifted = Some(at);
+                b.repair.lifted = b.repair.lifted.with(at.in_page());
                 self.progressed(id);
             }
-            Step::RepairRedirty(at) => {
-                b.repair.lifted = None;
-                match outcome {
-                    Outcome::Done => {}
-                    Outcome::Writable => {
-                        b.repair.looked = false;
-                        b.repair.writable = true;
-                    }
-                    // Is it still there?
-                    _ => {
-                        b.repair.looked = false;
-                        b.repair.refused = b.repair.refused.with(at.in_page());
-                    }
+            Step::RepairRedirty if outcome != Outcome::Done => {
+                b.repair.redirtying = None;
+                let now = self.now;
+                if let Some(s) = self.space(id) {
+                    s.redirtied(false, now);
                 }
             }
             _ => {}
+        }
+    }
+
+    /// What was asked for was made dirty, or could not be; `None`: the process was not stopped.
+    pub(in crate::core) fn repair_redirtied(
+        &mut self,
+        id: SpaceId,
+        ticket: Ticket,
+        done: Option<SubpageMask>,
+    ) {
+        let Some(b) = self.space(id).and_then(|s| s.batch.as_mut()) else {
+            return;
+        };
+        let repair = &mut b.repair;
+        if repair.redirtying != Some(ticket) {
+            return;
+        }
+        repair.redirtying = None;
+        // The next try has it all again: what has moved there meanwhile may be protected.
+        repair.lifted = SubpageMask::NONE;
+        let Some(done) = done else { return };
+        let refused = repair.redirty.minus(done);
+        repair.redirty = SubpageMask::NONE;
+        repair.asked = false;
+        if !refused.is_empty() {
+            // Is it still there?
+            repair.looked = false;
+            repair.refused = repair.refused.or(refused);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use holo_proto::PageIndex;
 
     use super::super::BatchPage;
@@ -275,58 +300,51 @@ mod tests {
         asked.iter().filter(|op| what(op)).count()
     }
 
-    #[test]
-    fn what_became_writable_is_populated_again() {
-        let (mut core, space) = hit();
-        let writable = Cell::new(false);
-        let asked = play(
-            &mut core,
-            |_| if writable.get() { 0 } else { EINVAL },
-            |op| match op {
-                Op::Look { .. } => look(run_mask(4, 2)),
-                Op::Redirty {
-                    even_if_writable, ..
-                } => {
-                    assert!(!even_if_writable);
-                    writable.set(true);
-                    Some(Outcome::Writable)
-                }
-                _ => None,
-            },
-        );
-        let refused = asked
-            .iter()
-            .rposition(|op| matches!(op, Op::Redirty { .. }));
-        let at = PAGE.subpage(4).start();
-        let populated = asked
-            .iter()
-            .rposition(|op| matches!(op, Op::Advise { range, .. } if range.contains(at)));
-        assert!(refused.is_some() && refused < populated, "{asked:?}");
-        assert_eq!(count(&asked, |op| matches!(op, Op::Stop { .. })), 0);
-        assert!(core.space(space).unwrap().batch.is_none());
+    fn is_redirty(op: &Op) -> bool {
+        matches!(op, Op::NeedRedirty { .. })
     }
 
     #[test]
-    fn what_populate_always_refuses_is_written_back_at_last() {
+    fn what_populate_refuses_is_made_dirty_in_one_stop() {
         let (mut core, space) = hit();
-        let mut written = SubpageMask::NONE;
+        let mut dirtied = Vec::new();
         play(
             &mut core,
             |_| EINVAL,
             |op| match *op {
                 Op::Look { .. } => look(run_mask(4, 2)),
-                Op::Redirty {
-                    even_if_writable: false,
-                    ..
-                } => Some(Outcome::Writable),
-                Op::Redirty { at, .. } => {
-                    written = written.with(at.in_page());
+                Op::NeedRedirty { page, mask, .. } => {
+                    dirtied.push((page, mask));
                     None
                 }
                 _ => None,
             },
         );
-        assert_eq!(written, run_mask(4, 2));
+        assert_eq!(
+            dirtied.iter().fold(SubpageMask::NONE, |all, d| all.or(d.1)),
+            run_mask(4, 2)
+        );
+        assert!(core.space(space).unwrap().batch.is_none());
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_stopped_is_waited_for() {
+        let (mut core, space) = hit();
+        let mut failures = 20;
+        let asked = play(
+            &mut core,
+            |_| EINVAL,
+            |op| match op {
+                Op::Look { .. } => look(run_mask(4, 1)),
+                Op::NeedRedirty { .. } if failures > 0 => {
+                    failures -= 1;
+                    Some(Outcome::Full)
+                }
+                _ => None,
+            },
+        );
+        assert_eq!(count(&asked, is_redirty), 21);
+        assert_eq!(count(&asked, |op| matches!(op, Op::Stop { .. })), 0);
         assert!(core.space(space).unwrap().batch.is_none());
     }
 
@@ -339,9 +357,9 @@ mod tests {
             |_| EINVAL,
             |op| match *op {
                 Op::Look { .. } => look(there),
-                Op::Redirty { at, .. } => {
-                    there = there.without(at.in_page());
-                    Some(Outcome::Refused(5))
+                Op::NeedRedirty { mask, .. } => {
+                    there = there.minus(mask);
+                    Some(Outcome::Mask(SubpageMask::NONE))
                 }
                 _ => None,
             },
@@ -357,7 +375,7 @@ mod tests {
             |_| EINVAL,
             |op| match *op {
                 Op::Look { .. } => look(run_mask(4, 2)),
-                Op::Redirty { .. } => Some(Outcome::Refused(5)),
+                Op::NeedRedirty { .. } => Some(Outcome::Mask(SubpageMask::NONE)),
                 _ => None,
             },
         );

@@ -1,15 +1,18 @@
 //! What the serving thread passes on, because it would take too long there.
 
-use holo_proto::SpaceId;
+use holo_proto::{PageIndex, SpaceId, SubpageMask};
 
 use super::Watch;
 use super::taking::parts;
 use crate::core::{Input, StopReason};
-use crate::shell::guardian::Ask;
+use crate::shell::guardian::{Ask, SHARERS_MAX};
 use crate::shell::live::{Command, Errand, Target};
 use crate::shell::refusals::Refusal;
 use crate::shell::{family, report};
 use crate::sys::{clock, procfs, table};
+
+/// A process that could not be stopped for so many tries in a row (three seconds, with their rests) is told of.
+const UNSTOPPED_TOLD: u32 = 9;
 
 impl Watch {
     pub(super) fn carry_out(&mut self, errand: Errand) {
@@ -21,6 +24,19 @@ impl Watch {
                 // Not now: a count of zero changes nothing but lets the core ask again.
                 let count = if self.quiesce(space) { count } else { 0 };
                 self.input(Input::Quiesced { space, count });
+            }
+            Errand::NeedRedirty {
+                space,
+                page,
+                mask,
+                ticket,
+            } => {
+                let done = self.redirty(space, page, mask);
+                self.input(Input::Redirtied {
+                    space,
+                    ticket,
+                    done,
+                });
             }
             Errand::Child {
                 parent,
@@ -98,11 +114,56 @@ impl Watch {
         let Some(&(pid, _)) = self.spaces.get(&space) else {
             return false;
         };
-        self.find_children();
-        let mut all: Vec<i32> = self.members.keys().copied().collect();
-        all.retain(|&other| other == pid || procfs::share_memory(pid, other));
-        all.into_iter()
+        self.sharers(pid)
+            .into_iter()
+            .chain([pid])
             .all(|pid| self.line.ask(Ask::Quiesce { pid }).is_ok())
+    }
+
+    /// The other processes that run on the memory of this one.
+    fn sharers(&mut self, pid: i32) -> Vec<i32> {
+        self.find_children();
+        let others = self.members.keys().copied().filter(|&other| other != pid);
+        others.filter(|&o| procfs::share_memory(pid, o)).collect()
+    }
+
+    /// Makes pages of a space dirty while every thread that runs on its memory is stopped; `None`: they could not be.
+    fn redirty(
+        &mut self,
+        space: SpaceId,
+        page: PageIndex,
+        mask: SubpageMask,
+    ) -> Option<SubpageMask> {
+        let &(pid, uffd) = self.spaces.get(&space)?;
+        let sharers = self.sharers(pid);
+        if sharers.len() > SHARERS_MAX {
+            return None;
+        }
+        let answer = self.line.ask(Ask::Redirty {
+            pid,
+            uffd,
+            page,
+            mask,
+            sharers,
+        });
+        match answer {
+            Ok(done) => {
+                self.unstopped.remove(&space);
+                u16::try_from(done).ok().map(SubpageMask)
+            }
+            Err(why) => {
+                let failed = self.unstopped.entry(space).or_default();
+                *failed += 1;
+                if *failed == UNSTOPPED_TOLD {
+                    self.message(&format!(
+                        "process {pid}: holo waits until it can stop it for a moment, and takes nothing of it out of memory \
+                         meanwhile: {why}",
+                        why = why.why
+                    ));
+                }
+                None
+            }
+        }
     }
 
     pub(super) fn stopped(&mut self, space: SpaceId, why: StopReason) {
@@ -123,6 +184,7 @@ impl Watch {
         // Its members, if it had more than one, are watched again.
         self.orphans.retain(|o| o.space != space);
         self.ringless.remove(&space);
+        self.unstopped.remove(&space);
         let record = self.control.record(uffd);
         if let Some((pid, _)) = self.spaces.remove(&space) {
             if detached {

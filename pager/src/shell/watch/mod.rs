@@ -50,6 +50,8 @@ pub(super) struct Watch {
     orphans: Vec<Orphan>,
     /// Spaces that were refused a ring, without which nothing of theirs is evicted.
     ringless: BTreeMap<SpaceId, Attempts>,
+    /// How often in a row a process could not be stopped for what only a stop allows.
+    unstopped: BTreeMap<SpaceId, u32>,
     told: Told,
     limits: Option<Limits>,
     /// What the serving thread was told last.
@@ -78,6 +80,7 @@ impl Watch {
             spaces: BTreeMap::new(),
             orphans: Vec::new(),
             ringless: BTreeMap::new(),
+            unstopped: BTreeMap::new(),
             told: Told::default(),
             limits: None,
             told_budget: None,
