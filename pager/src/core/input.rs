@@ -90,6 +90,10 @@ impl<S: PageStore> Core<'_, S> {
                 if let Some(s) = self.space(space) {
                     s.redirtied(done.is_some(), now);
                 }
+                if done.is_none() {
+                    // What keeps it from being stopped may be a fault that waits for just this.
+                    self.unhold();
+                }
                 self.repair_redirtied(space, ticket, done);
                 self.restore_redirtied(space, ticket, done);
             }

@@ -4,7 +4,8 @@
 //! served, a clean one that was offered before becomes dirty, so that the kernel can no longer drop it.
 //! Only then may the map forget it. Without a ring, or where populate is refused (a read-only mapping), pages
 //! are installed from here, and what is present already is made dirty by writing back a byte of it while all
-//! threads of the process are stopped ([`Op::NeedRedirty`]): of the rest of the page at once, since a stop is dear.
+//! threads of the process are stopped ([`Op::NeedRedirty`]): of all that is restored in one go at once, since a stop is
+//! dear.
 //!
 //! Nothing is forgotten on the word of an operation alone: the process may have moved other pages to these
 //! addresses meanwhile. So at last a change of protection is made there. It fails while any move or unmap
@@ -428,6 +429,13 @@ impl<S: PageStore> Core<'_, S> {
         let Some(d) = self.space(id).and_then(|s| s.restore.direct.as_mut()) else {
             return;
         };
+        if d.stage == Stage::Look {
+            // In swap, perhaps: it is to be brought in.
+            let there = matches!(outcome, Outcome::Look(l) if l.present.has(d.at.in_page()));
+            if !there {
+                d.dirtied = d.dirtied.without(d.at.in_page());
+            }
+        }
         let (d, one) = (*d, one(d.at));
         let next = match (d.stage, outcome) {
             // No mapping of ours is there: the map means nothing by it.
@@ -445,6 +453,13 @@ impl<S: PageStore> Core<'_, S> {
             (Stage::Open, _) if d.dirtied.has(d.at.in_page()) => Stage::Look,
             (Stage::Open, _) => Stage::Redirty,
             (asked @ Stage::Redirtying(_), Outcome::Done) => asked,
+            (Stage::Redirtying(_), _) => {
+                let now = self.now;
+                if let Some(s) = self.space(id) {
+                    s.redirtied(false, now);
+                }
+                Stage::Redirty
+            }
             (Stage::Look, Outcome::Look(look)) if look.present.has(d.at.in_page()) => Stage::Prove,
             (Stage::Prove, Outcome::Done) if !d.disturbed && d.refused => {
                 if d.refusals == REFUSALS {
@@ -681,6 +696,36 @@ mod tests {
             },
         );
         assert_eq!(redirties(&asked), [three.or(five), five]);
+        assert!(core.space(space).unwrap().restore.is_idle());
+    }
+
+    #[test]
+    fn what_was_swapped_out_after_the_stop_is_brought_in_by_another_one() {
+        let (mut core, space) = two_stayed();
+        let mut in_swap = SubpageMask::NONE;
+        let mut stops = 0;
+        play(
+            &mut core,
+            |_| EINVAL,
+            |op| match op {
+                Op::NeedRedirty { mask, .. } => {
+                    stops += 1;
+                    in_swap = if stops == 1 {
+                        SubpageMask::NONE.with(5)
+                    } else {
+                        in_swap.minus(*mask)
+                    };
+                    None
+                }
+                Op::Look { .. } => Some(Outcome::Look(PageLook {
+                    present: SubpageMask::ALL.minus(in_swap),
+                    swapped: in_swap,
+                    ..PageLook::default()
+                })),
+                _ => present(op),
+            },
+        );
+        assert_eq!(stops, 2);
         assert!(core.space(space).unwrap().restore.is_idle());
     }
 

@@ -6,6 +6,7 @@
 //! `clone` safe.
 
 use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -17,6 +18,8 @@ use super::live::{Command, Queue};
 use super::post::Post;
 use super::refusals::Refusal;
 use crate::sys::attach::{self, AttachError};
+use crate::sys::mem::TargetMem;
+use crate::sys::pagemap::Pagemap;
 use crate::sys::uffd::Uffd;
 use crate::sys::{clock, procfs, spawn, table};
 
@@ -41,11 +44,13 @@ pub(crate) enum Ask {
     MakeRing { pid: i32, uffd: i32 },
     /// Stop all threads for an instant. Answer: microseconds.
     Quiesce { pid: i32 },
-    /// Make subpages of the process of this userfaultfd dirty while all its threads are stopped, and those of `sharers`.
-    /// Answer: the mask of those that are dirty now.
+    /// Make subpages of a process dirty while all its threads are stopped, and those of `sharers`. Answer: the mask of
+    /// those that are dirty now.
     Redirty {
         pid: i32,
-        uffd: i32,
+        /// Its memory and its pagemap, as numbers of descriptors that the pager does not close before the answer.
+        mem: i32,
+        pagemap: i32,
         page: PageIndex,
         mask: SubpageMask,
         /// Other processes with the same memory; at most [`SHARERS_MAX`].
@@ -63,14 +68,18 @@ impl Ask {
             Self::Quiesce { pid } => format!("quiesce {pid} 0"),
             Self::Redirty {
                 pid,
-                uffd,
+                mem,
+                pagemap,
                 page,
                 mask,
                 sharers,
             } => {
                 let sharers: Vec<_> = sharers.iter().map(i32::to_string).collect();
                 let sharers = sharers.join(",");
-                format!("redirty {pid} {uffd} {} {} {sharers}", page.0, mask.0)
+                format!(
+                    "redirty {pid} {mem} {pagemap} {} {} {sharers}",
+                    page.0, mask.0
+                )
             }
             Self::DropKeeper { pid, keeper } => format!("drop {pid} {keeper}"),
         }
@@ -85,11 +94,13 @@ impl Ask {
             "ring" => Self::MakeRing { pid, uffd: arg },
             "quiesce" => Self::Quiesce { pid },
             "redirty" => {
-                let (page, mask, sharers) = (words.next()?, words.next()?, words.next()?);
+                let (pagemap, page) = (words.next()?, words.next()?);
+                let (mask, sharers) = (words.next()?, words.next()?);
                 let sharers = sharers.split_terminator(',').map(str::parse);
                 Self::Redirty {
                     pid,
-                    uffd: arg,
+                    mem: arg,
+                    pagemap: pagemap.parse().ok()?,
                     page: PageIndex(page.parse().ok()?),
                     mask: SubpageMask(mask.parse().ok()?),
                     sharers: sharers.collect::<Result<_, _>>().ok()?,
@@ -354,21 +365,35 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, Refusal> {
         Ask::Quiesce { pid } => Ok(i64::try_from(attach::quiesce(pid)?).unwrap_or(i64::MAX)),
         Ask::Redirty {
             pid,
-            uffd,
+            mem,
+            pagemap,
             page,
             mask,
             sharers,
         } => {
-            let record = control.record(uffd);
-            let r = record.ok_or_else(|| not_held(pid))?;
+            let open = (opened(pid, mem, "mem"), opened(pid, pagemap, "pagemap"));
+            let (Some(mem), Some(pagemap)) = open else {
+                return Err(not_held(pid));
+            };
+            let (mem, pagemap) = (TargetMem::from_owned(mem), Pagemap::from_owned(pagemap));
             let pids: Vec<i32> = std::iter::once(pid).chain(sharers).collect();
-            Ok(attach::redirty(&pids, r.image, page, mask)?.0.into())
+            let done = attach::redirty(&pids, mem, pagemap, page, mask)?;
+            Ok(done.0.into())
         }
         Ask::DropKeeper { pid, keeper } => {
             attach::drop_keeper(pid, keeper)?;
             Ok(0)
         }
     }
+}
+
+/// What the pager has opened of a process. A pager that has waited too long for an answer may have closed it since,
+/// and the number may be another one's.
+fn opened(pid: i32, number: i32, what: &str) -> Option<OwnedFd> {
+    let fd = table::duplicate(number)?;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    let expected = format!("/proc/{pid}/{what}");
+    (path.as_os_str() == expected.as_str()).then_some(fd)
 }
 
 fn not_held(pid: i32) -> Refusal {
@@ -382,6 +407,7 @@ pub(super) mod tests {
     use super::*;
     use crate::sys::testing;
     use std::collections::BTreeMap;
+    use std::os::fd::AsFd;
     use std::path::PathBuf;
     use std::process::Command as Program;
     use std::sync::atomic::AtomicU64;
@@ -427,7 +453,8 @@ pub(super) mod tests {
     fn what_is_asked_is_understood() {
         let redirty = |sharers: Vec<i32>| Ask::Redirty {
             pid: 7,
-            uffd: 5000,
+            mem: 5000,
+            pagemap: 5001,
             page: PageIndex(u64::MAX >> 16),
             mask: SubpageMask::ALL,
             sharers,
@@ -446,8 +473,18 @@ pub(super) mod tests {
         for ask in asks {
             assert_eq!(Ask::decode(&ask.encode()), Some(ask));
         }
-        assert_eq!(Ask::decode("redirty 7 5000 1"), None);
-        assert_eq!(Ask::decode("redirty 7 5000 1 1 8,x"), None);
+        assert_eq!(Ask::decode("redirty 7 5000 1 1"), None);
+        assert_eq!(Ask::decode("redirty 7 5000 5001 1 1 8,x"), None);
+    }
+
+    #[test]
+    fn a_descriptor_that_is_another_ones_by_now_is_not_taken() {
+        let pid = spawn::own_pid();
+        let mem = TargetMem::open(pid).unwrap();
+        let number = mem.as_fd().as_raw_fd();
+        assert!(opened(pid, number, "mem").is_some());
+        assert!(opened(pid, number, "pagemap").is_none());
+        assert!(opened(pid + 1, number, "mem").is_none());
     }
 
     #[test]

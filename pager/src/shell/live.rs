@@ -4,6 +4,7 @@
 //! themselves; what takes longer is passed to the control thread as an [`Errand`].
 
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Barrier, Mutex};
 
@@ -60,8 +61,11 @@ pub(crate) enum Errand {
         space: SpaceId,
         count: u64,
     },
+    /// With the numbers of its memory and its pagemap: what closes them comes to the control thread later than this.
     NeedRedirty {
         space: SpaceId,
+        mem: i32,
+        pagemap: i32,
         page: PageIndex,
         mask: SubpageMask,
         ticket: Ticket,
@@ -638,8 +642,13 @@ impl Live {
                 mask,
                 ticket,
             } => {
+                let parts = self.target(space)?.parts.as_ref()?;
+                let (mem, pagemap) = (parts.mem.as_fd(), parts.pagemap.as_fd());
+                let (mem, pagemap) = (mem.as_raw_fd(), pagemap.as_raw_fd());
                 self.errand(Errand::NeedRedirty {
                     space,
+                    mem,
+                    pagemap,
                     page,
                     mask,
                     ticket,

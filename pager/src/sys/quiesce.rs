@@ -9,11 +9,11 @@ use holo_proto::{PageIndex, SubpageMask};
 use super::inject::{Lost, note_stop};
 use super::mem::TargetMem;
 use super::pagemap::Pagemap;
+use super::process;
 use super::ptrace::{self, Pace, Stop};
 use super::refuse::AttachError;
 use super::restart;
 use super::worker::{Agreement, NoAnswer, on_a_worker_while};
-use super::{process, procfs};
 
 /// How long all threads together may take to stop. A thread in the middle of a disk access needs
 /// milliseconds; one whose page fault waits for the pager needs the pager.
@@ -41,35 +41,27 @@ pub fn quiesce(pid: i32) -> Result<u64, AttachError> {
 }
 
 /// Makes present pages dirty, whether the process may write them or not, by writing back a byte of each while all
-/// threads of the first of `pids`, whose `image` is that, and of the others, which share its memory, are stopped.
-/// Returns which are dirty now: not those that are missing or protected by userfaultfd.
+/// threads of `pids`, the processes with this memory, are stopped. Returns which are dirty now: not those that are
+/// missing or protected by userfaultfd.
 ///
 /// What others write to the byte meanwhile (a device, a process with a system call for it) is undone. So is what a
-/// process writes that shares the memory and is not among `pids`.
+/// process writes that shares the memory and is not among `pids`, if only because it was made just now.
 ///
 /// # Errors
-/// [`AttachError::Busy`] when a thread did not stop in time, [`AttachError::Changed`] after an exec: nothing was done.
+/// [`AttachError::Busy`] when a thread did not stop in time: nothing was done.
 pub fn redirty(
     pids: &[i32],
-    image: u64,
+    mem: TargetMem,
+    pagemap: Pagemap,
     page: PageIndex,
     mask: SubpageMask,
 ) -> Result<SubpageMask, AttachError> {
-    let &[pid, ..] = pids else {
-        return Ok(SubpageMask::NONE);
-    };
     let write_back = move || {
-        if procfs::image(pid).ok()? != image {
-            return None;
-        }
-        let mem = TargetMem::open(pid).ok()?;
-        let pagemap = Pagemap::open(pid).ok()?;
         let done = |&i: &usize| mem.write_back(&pagemap, page.subpage(i).start()).is_ok();
         let all = mask.iter().filter(done);
-        Some(all.fold(SubpageMask::NONE, SubpageMask::with))
+        all.fold(SubpageMask::NONE, SubpageMask::with)
     };
-    let (done, _) = while_stopped(pids, write_back)?;
-    done.ok_or(AttachError::Changed { pid })
+    while_stopped(pids, write_back).map(|(done, _)| done)
 }
 
 /// Does `act` while all threads of these processes are stopped, and says how many microseconds that took.
@@ -167,7 +159,11 @@ fn stop_all<T>(
 ) -> Result<(T, u64), Lost> {
     let since = Instant::now();
     let mut held = Vec::new();
-    let outcome = hold_all(pids, traced, agreement, since, &mut held).map(|()| act());
+    let outcome = match hold_all(pids, traced, agreement, since, &mut held) {
+        Ok(()) if agreement.is_abandoned() => Err(Lost::Abandoned),
+        Ok(()) => Ok(act()),
+        Err(lost) => Err(lost),
+    };
     let was_stopped = held.iter().any(|thread| thread.stopped);
     drop(held);
     let stop_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -188,10 +184,7 @@ fn hold_all(
         // A thread that still runs may start others: only a listing that holds no new one, after all were
         // seen stopped, is the last.
         let all_stopped = held.iter().all(|thread| thread.stopped);
-        let mut new = false;
-        for &pid in pids {
-            new |= seize_new(pid, held, traced)?;
-        }
+        let new = seize_new(pids, held, traced)?;
         if !new && all_stopped && !held.is_empty() {
             return Ok(());
         }
@@ -219,9 +212,12 @@ fn hold_all(
 ///
 /// First all are traced, then all are asked to stop: tracing waits for an exec that is under way, and none
 /// should be stopped meanwhile.
-fn seize_new(pid: i32, held: &mut Vec<Held>, traced: &Mutex<Vec<i32>>) -> Result<bool, Lost> {
+fn seize_new(pids: &[i32], held: &mut Vec<Held>, traced: &Mutex<Vec<i32>>) -> Result<bool, Lost> {
     let first_new = held.len();
-    for task in process::tasks(pid) {
+    let all = pids
+        .iter()
+        .flat_map(|&pid| process::tasks(pid).into_iter().map(move |t| (pid, t)));
+    for (pid, task) in all {
         let tid = task.tid;
         if !task.is_stoppable() || held.iter().any(|thread| thread.tid == tid) {
             continue;
@@ -278,12 +274,15 @@ mod tests {
     fn what_was_made_dirty_in_a_stop_is_not_dropped() {
         let (mut target, page) = offered();
         let dirtied = SubpageMask::NONE.with(1).with(3);
-        let image = procfs::image(target.pid).unwrap();
+        let open = || {
+            let mem = TargetMem::open(target.pid).unwrap();
+            (mem, Pagemap::open(target.pid).unwrap())
+        };
+        let ((mem, given), (_, pagemap)) = (open(), open());
         let unmapped = [page.subpage(15).start().0, SUBPAGE_BYTES, 0, 0, 0];
         assert_eq!(target.syscall(libc::SYS_munmap, unmapped), 0);
         let asked = dirtied.with(15);
-        assert_eq!(redirty(&[target.pid], image, page, asked), Ok(dirtied));
-        let pagemap = Pagemap::open(target.pid).unwrap();
+        assert_eq!(redirty(&[target.pid], mem, given, page, asked), Ok(dirtied));
         let mut mapped = page.range();
         mapped.end = page.subpage(15).start();
         for _ in 0..3 {
@@ -299,12 +298,13 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_made_dirty_in_another_program() {
+    fn what_cannot_be_stopped_is_not_touched() {
         let (target, page) = offered();
-        let pid = target.pid;
-        let image = procfs::image(pid).unwrap() + 1;
-        let refused = redirty(&[pid], image, page, SubpageMask::ALL);
-        assert_eq!(refused, Err(AttachError::Changed { pid }));
+        let mem = TargetMem::open(target.pid).unwrap();
+        let pagemap = Pagemap::open(target.pid).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let refused = redirty(&[target.pid, own], mem, pagemap, page, SubpageMask::ALL);
+        assert_eq!(refused, Err(AttachError::Myself { pid: own }));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::mm::{MmId, Prot, UffdId, Vma};
 use super::oracle::{Content, ZERO};
 use super::ring::Ring;
 use super::store::{content_of, set_content};
-use super::thread::ThreadId;
+use super::thread::{Thread, ThreadId};
 use super::uffd::{addresses, subpages};
 
 /// Deaths in one run: with too many, nothing else ever happens.
@@ -269,7 +269,9 @@ impl<'m> Sim<'m> {
         let now = self.kernel.now_ns;
         while let Some(i) = self.redirties.iter().position(|r| r.due_ns <= now) {
             let r = self.redirties.swap_remove(i);
-            let stopped = self.kernel.mms[r.mm].alive && !self.kernel.rng.one_in(4);
+            let in_call = |t: &Thread| t.mm == r.mm && t.in_call();
+            let busy = self.kernel.threads.iter().any(in_call);
+            let stopped = self.kernel.mms[r.mm].alive && !busy && !self.kernel.rng.one_in(4);
             let done = stopped.then(|| self.redirty(&r));
             self.send(Input::Redirtied {
                 space: r.space,

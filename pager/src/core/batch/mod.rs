@@ -435,14 +435,17 @@ pub(super) fn can_make_room(s: &Space, by: SpaceId, small_bytes: u64, now: Nanos
             Ring::Absent | Ring::Ready => true,
         }
         // It goes on when what stayed is dirty again; that takes the ring, and the ring a CPU.
-        && (s.restore.is_idle() || now < s.restore.went_on.after(patience))
+        && (s.restore.is_idle()
+            || s.redirties_failed == 0 && now < s.restore.went_on.after(patience))
         && s.fruitless < FRUITLESS
         && s.usage_bytes > 0
         && !s.regions.is_empty()
         && match &s.batch {
             Some(b) if b.phase == Phase::RepairWait => now < b.waiting_since.after(patience),
             // What keeps it from being stopped may be a fault that waits for just this.
-            Some(b) if b.repair.asked => now < b.waiting_since.after(patience),
+            Some(b) if b.repair.asked => {
+                s.redirties_failed == 0 && now < b.waiting_since.after(patience)
+            }
             // A predecessor's repair may wait for just this fault.
             Some(b) if b.phase == Phase::Recover => now < b.waiting_since.after(STUCK_NS),
             Some(b) if b.phase == Phase::Wait => now < b.waiting_since.after(patience),

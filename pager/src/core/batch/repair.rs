@@ -107,12 +107,14 @@ impl<S: PageStore> Core<'_, S> {
                 b.at += 1;
                 continue;
             }
-            if let Some(i) = b.repair.redirty.minus(b.repair.lifted).iter().next() {
-                b.step = Step::RepairLift(p.page.subpage(i));
-                let range = p.run(i, 1);
-                return Some(Op::Unprotect { space: id, range });
-            }
-            if !b.repair.redirty.is_empty() {
+            // All that the requests have found out about this page, in one stop.
+            let all_ended = b.repair.left.is_empty() && b.outstanding == 0;
+            if all_ended && !b.repair.redirty.is_empty() {
+                if let Some(i) = b.repair.redirty.minus(b.repair.lifted).iter().next() {
+                    b.step = Step::RepairLift(p.page.subpage(i));
+                    let range = p.run(i, 1);
+                    return Some(Op::Unprotect { space: id, range });
+                }
                 if !std::mem::replace(&mut b.repair.asked, true) {
                     b.waiting_since = self.now;
                 }
@@ -214,7 +216,7 @@ impl<S: PageStore> Core<'_, S> {
                     b.repair.left = b.repair.left.or(run_mask(first, count));
                     b.repair.full = true;
                 }
-                _ => b.repair.redirty = run_mask(first, count),
+                _ => b.repair.redirty = b.repair.redirty.or(run_mask(first, count)),
             },
             Step::RepairProof => {
                 b.proved = true;
@@ -320,10 +322,7 @@ mod tests {
                 _ => None,
             },
         );
-        assert_eq!(
-            dirtied.iter().fold(SubpageMask::NONE, |all, d| all.or(d.1)),
-            run_mask(4, 2)
-        );
+        assert_eq!(dirtied, [(PAGE, run_mask(4, 2))]);
         assert!(core.space(space).unwrap().batch.is_none());
     }
 

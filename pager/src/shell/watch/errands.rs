@@ -1,6 +1,6 @@
 //! What the serving thread passes on, because it would take too long there.
 
-use holo_proto::{PageIndex, SpaceId, SubpageMask};
+use holo_proto::{SpaceId, SubpageMask};
 
 use super::Watch;
 use super::taking::parts;
@@ -27,11 +27,20 @@ impl Watch {
             }
             Errand::NeedRedirty {
                 space,
+                mem,
+                pagemap,
                 page,
                 mask,
                 ticket,
             } => {
-                let done = self.redirty(space, page, mask);
+                let done = self.redirty(space, |pid, sharers| Ask::Redirty {
+                    pid,
+                    mem,
+                    pagemap,
+                    page,
+                    mask,
+                    sharers,
+                });
                 self.input(Input::Redirtied {
                     space,
                     ticket,
@@ -131,22 +140,14 @@ impl Watch {
     fn redirty(
         &mut self,
         space: SpaceId,
-        page: PageIndex,
-        mask: SubpageMask,
+        ask: impl FnOnce(i32, Vec<i32>) -> Ask,
     ) -> Option<SubpageMask> {
-        let &(pid, uffd) = self.spaces.get(&space)?;
+        let &(pid, _) = self.spaces.get(&space)?;
         let sharers = self.sharers(pid);
         if sharers.len() > SHARERS_MAX {
             return None;
         }
-        let answer = self.line.ask(Ask::Redirty {
-            pid,
-            uffd,
-            page,
-            mask,
-            sharers,
-        });
-        match answer {
+        match self.line.ask(ask(pid, sharers)) {
             Ok(done) => {
                 self.unstopped.remove(&space);
                 u16::try_from(done).ok().map(SubpageMask)
