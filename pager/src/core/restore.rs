@@ -139,6 +139,11 @@ impl Restore {
         self.direct.as_ref().map(|d| d.range)
     }
 
+    /// It goes on when the process can be stopped.
+    pub(crate) fn awaits_stop(&self) -> bool {
+        matches!(&self.direct, Some(d) if matches!(d.stage, Stage::Redirty | Stage::Redirtying(_)))
+    }
+
     /// A request is on the ring.
     fn in_flight(&self) -> bool {
         self.flights.iter().any(|f| !f.ended)
@@ -518,8 +523,7 @@ impl<S: PageStore> Core<'_, S> {
         let now = self.now;
         let Some(s) = self.space(id) else { return };
         // A process that cannot be stopped may wait for just this.
-        let waits = matches!(s.restore.direct, Some(d) if matches!(d.stage, Stage::Redirtying(_)));
-        if !waits {
+        if !s.restore.awaits_stop() {
             s.restore.went_on = now;
         }
         let step = std::mem::take(&mut s.restore.step);

@@ -436,7 +436,8 @@ pub(super) fn can_make_room(s: &Space, by: SpaceId, small_bytes: u64, now: Nanos
         }
         // It goes on when what stayed is dirty again; that takes the ring, and the ring a CPU.
         && (s.restore.is_idle()
-            || s.redirties_failed == 0 && now < s.restore.went_on.after(patience))
+            || now < s.restore.went_on.after(patience)
+                && !(s.redirties_failed > 0 && s.restore.awaits_stop()))
         && s.fruitless < FRUITLESS
         && s.usage_bytes > 0
         && !s.regions.is_empty()
@@ -553,9 +554,7 @@ impl<S: PageStore> Core<'_, S> {
                 }
                 Phase::Unprotect => self.unprotect(id, b),
                 Phase::Repair if !b.repair.left.is_empty() && self.awaits_ring(id) => return None,
-                Phase::Repair if b.repair.awaits_stop(self.space_ref(id)?, self.now) => {
-                    return None;
-                }
+                Phase::Repair if self.awaits_stop(b, id) => return None,
                 Phase::Repair => self.repair(id, b),
                 Phase::Put => {
                     if b.ticket.is_some() {

@@ -3,8 +3,8 @@
 use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageMask};
 
 use super::{Batch, Phase, Step, run_mask, tag_of};
-use crate::core::space::{Space, moved_pages};
-use crate::core::{ANYWHERE, Advice, Core, Nanos, Op, Outcome, StopReason};
+use crate::core::space::moved_pages;
+use crate::core::{ANYWHERE, Advice, Core, Op, Outcome, StopReason};
 use crate::store::api::{PageStore, Ticket};
 
 /// So many rounds of one page's repair may end with something refused that is there at the next look. They follow each other
@@ -37,9 +37,9 @@ pub(super) struct Repair {
 }
 
 impl Repair {
-    /// Nothing goes on before the process was stopped, or may be stopped again.
-    pub(super) fn awaits_stop(&self, s: &Space, now: Nanos) -> bool {
-        self.redirtying.is_some() || !self.redirty.is_empty() && s.redirty_rests(now)
+    /// Populate has done what it can, and some is left.
+    fn wants_stop(&self, outstanding: usize) -> bool {
+        self.left.is_empty() && outstanding == 0 && !self.redirty.is_empty()
     }
 }
 
@@ -100,6 +100,14 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
+    /// Nothing goes on before the process was stopped, or may be stopped again.
+    pub(super) fn awaits_stop(&self, b: &Batch, id: SpaceId) -> bool {
+        let rests = self
+            .space_ref(id)
+            .is_some_and(|s| s.redirty_rests(self.now));
+        b.repair.redirtying.is_some() || rests && b.repair.wants_stop(b.outstanding)
+    }
+
     pub(super) fn repair(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
         self.tell_children(id, b);
         while let Some(p) = b.pages.get(b.at) {
@@ -108,8 +116,7 @@ impl<S: PageStore> Core<'_, S> {
                 continue;
             }
             // All that the requests have found out about this page, in one stop.
-            let all_ended = b.repair.left.is_empty() && b.outstanding == 0;
-            if all_ended && !b.repair.redirty.is_empty() {
+            if b.repair.wants_stop(b.outstanding) {
                 if let Some(i) = b.repair.redirty.minus(b.repair.lifted).iter().next() {
                     b.step = Step::RepairLift(p.page.subpage(i));
                     let range = p.run(i, 1);

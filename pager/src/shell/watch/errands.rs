@@ -144,10 +144,14 @@ impl Watch {
     ) -> Option<SubpageMask> {
         let &(pid, _) = self.spaces.get(&space)?;
         let sharers = self.sharers(pid);
-        if sharers.len() > SHARERS_MAX {
-            return None;
-        }
-        match self.line.ask(ask(pid, sharers)) {
+        let answer = if sharers.len() > SHARERS_MAX {
+            let count = sharers.len();
+            let why = format!("{count} other processes run on its memory");
+            Err(Refusal::lasting(why))
+        } else {
+            self.line.ask(ask(pid, sharers))
+        };
+        match answer {
             Ok(done) => {
                 self.unstopped.remove(&space);
                 u16::try_from(done).ok().map(SubpageMask)
