@@ -271,7 +271,9 @@ impl<'m> Sim<'m> {
             let r = self.redirties.swap_remove(i);
             let in_call = |t: &Thread| t.mm == r.mm && t.in_call();
             let busy = self.kernel.threads.iter().any(in_call);
-            let stopped = self.kernel.mms[r.mm].alive && !busy && !self.kernel.rng.one_in(4);
+            // By itself only while the programs do something: each failure has a longer rest.
+            let fails = self.kernel.acts_left > 0 && self.kernel.rng.one_in(4);
+            let stopped = self.kernel.mms[r.mm].alive && !busy && !fails;
             let done = stopped.then(|| self.redirty(&r));
             self.send(Input::Redirtied {
                 space: r.space,
