@@ -134,6 +134,9 @@ pub struct Config {
     /// What the process drops at once beyond this many bytes (64 KiB at least) is remembered as a range, not by
     /// subpage.
     pub large_drop_bytes: u64,
+    /// Nanoseconds that a process may change its mappings without a pause while pages have to go, faults wait, or it is to
+    /// be let go.
+    pub restless_ns: u64,
     /// Called at each [`CrashPoint`]; dies there or returns.
     pub crash: fn(CrashPoint),
 }
@@ -202,6 +205,7 @@ pub struct Core<'m, S> {
     tracked_pages: usize,
     small_child_bytes: u64,
     large_drop_bytes: u64,
+    restless_ns: u64,
     turn: usize,
     /// There is work for a space whose turn has passed.
     again: bool,
@@ -255,6 +259,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             tracked_pages: config.tracked_pages,
             small_child_bytes: config.small_child_bytes,
             large_drop_bytes: config.large_drop_bytes,
+            restless_ns: config.restless_ns,
             turn: 0,
             again: false,
             crash: config.crash,
@@ -420,9 +425,30 @@ impl<'m, S: PageStore> Core<'m, S> {
     /// An ioctl said that events are pending.
     fn events_pending(&mut self, id: SpaceId) {
         self.stats.decided_again += 1;
-        if let Some(s) = self.space(id) {
-            s.drain = true;
-            s.said_pending = true;
+        let now = self.now;
+        let Some(s) = self.space(id) else { return };
+        s.drain = true;
+        s.said_pending = true;
+        let since = *s.restless_since.get_or_insert(now);
+        let detaches = s.life == Life::Detaching;
+        if now < since.after(self.restless_ns) {
+            return;
+        }
+        let is_full = self.usage_bytes() > self.high_bytes();
+        if detaches || is_full || self.held.iter().any(|fault| fault.space == id) {
+            self.calm_down(id);
+        }
+    }
+
+    /// Threads that change mappings without a pause leave no moment for anything else: they are made to pause.
+    fn calm_down(&mut self, id: SpaceId) {
+        let now = self.now;
+        if let Some(count) = self.space(id).and_then(|s| s.ask_quiesce(now)) {
+            self.errands.push_back(Op::NeedQuiesce {
+                space: id,
+                count,
+                for_calm: true,
+            });
         }
     }
 
@@ -431,6 +457,7 @@ impl<'m, S: PageStore> Core<'m, S> {
         self.child_settled(id);
         if let Some(s) = self.space(id) {
             s.backoff_ns = 0;
+            s.restless_since = None;
         }
     }
 

@@ -211,12 +211,14 @@ pub enum Op {
         /// Whose.
         space: SpaceId,
     },
-    /// Asks that all threads be stopped for an instant. It ends as [`Input::Quiesced`].
+    /// Asks that all threads be stopped at once, for an instant. It ends as [`Input::Quiesced`].
     NeedQuiesce {
         /// Whose.
         space: SpaceId,
         /// Returned with the answer.
         count: u64,
+        /// For some milliseconds, in which nothing changes its mappings.
+        for_calm: bool,
     },
     /// Announces a fork's child. The shell finds its process and answers with [`Input::Known`].
     Child {

@@ -65,6 +65,7 @@ pub(crate) fn config() -> Config {
         tracked_pages: 16,
         small_child_bytes: 0,
         large_drop_bytes: 1 << 30,
+        restless_ns: 100_000_000,
         crash: |_| (),
     }
 }

@@ -133,6 +133,10 @@ pub(crate) struct Space {
     /// An ioctl said that events are pending, but none could be read: its waiter has not run on.
     pub(crate) retry_at: Option<Nanos>,
     pub(crate) said_pending: bool,
+    /// It is waited until no change of mappings is under way: ended by any message that is read.
+    pub(crate) awaits_calm: bool,
+    /// Since when each operation that fails meanwhile has met a change of mappings.
+    pub(crate) restless_since: Option<Nanos>,
     pub(crate) backoff_ns: u64,
     pub(crate) ring: Ring,
     /// Requests that were ever put into the ring.
@@ -202,6 +206,8 @@ impl Space {
             drain: true,
             retry_at: None,
             said_pending: false,
+            awaits_calm: false,
+            restless_since: None,
             backoff_ns: 0,
             ring: Ring::Absent,
             requests: 0,

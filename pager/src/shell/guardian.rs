@@ -35,6 +35,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const ASK_BYTES: usize = 1024;
 pub(crate) const SHARERS_MAX: usize = 64;
 
+/// How long a process is kept still: several times what a batch needs until its pages are offered.
+const STILL: Duration = Duration::from_millis(5);
+
 /// What the pager asks of the guardian.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
@@ -44,6 +47,12 @@ pub(crate) enum Ask {
     MakeRing { pid: i32, uffd: i32 },
     /// Stop all threads for an instant. Answer: microseconds.
     Quiesce { pid: i32 },
+    /// Keep all threads stopped for some milliseconds, and those of `sharers`. Answer: microseconds.
+    HoldStill {
+        pid: i32,
+        /// Other processes with the same memory; at most [`SHARERS_MAX`].
+        sharers: Vec<i32>,
+    },
     /// Make subpages of a process dirty while all its threads are stopped, and those of `sharers`. Answer: the mask of
     /// those that are dirty now.
     Redirty {
@@ -66,6 +75,7 @@ impl Ask {
             Self::TakeHold { pid } => format!("hold {pid} 0"),
             Self::MakeRing { pid, uffd } => format!("ring {pid} {uffd}"),
             Self::Quiesce { pid } => format!("quiesce {pid} 0"),
+            Self::HoldStill { pid, sharers } => format!("still {pid} 0 {}", list(sharers)),
             Self::Redirty {
                 pid,
                 mem,
@@ -73,14 +83,12 @@ impl Ask {
                 page,
                 mask,
                 sharers,
-            } => {
-                let sharers: Vec<_> = sharers.iter().map(i32::to_string).collect();
-                let sharers = sharers.join(",");
-                format!(
-                    "redirty {pid} {mem} {pagemap} {} {} {sharers}",
-                    page.0, mask.0
-                )
-            }
+            } => format!(
+                "redirty {pid} {mem} {pagemap} {} {} {}",
+                page.0,
+                mask.0,
+                list(sharers)
+            ),
             Self::DropKeeper { pid, keeper } => format!("drop {pid} {keeper}"),
         }
     }
@@ -93,23 +101,36 @@ impl Ask {
             "hold" => Self::TakeHold { pid },
             "ring" => Self::MakeRing { pid, uffd: arg },
             "quiesce" => Self::Quiesce { pid },
+            "still" => Self::HoldStill {
+                pid,
+                sharers: listed(words.next()?)?,
+            },
             "redirty" => {
                 let (pagemap, page) = (words.next()?, words.next()?);
                 let (mask, sharers) = (words.next()?, words.next()?);
-                let sharers = sharers.split_terminator(',').map(str::parse);
                 Self::Redirty {
                     pid,
                     mem: arg,
                     pagemap: pagemap.parse().ok()?,
                     page: PageIndex(page.parse().ok()?),
                     mask: SubpageMask(mask.parse().ok()?),
-                    sharers: sharers.collect::<Result<_, _>>().ok()?,
+                    sharers: listed(sharers)?,
                 }
             }
             "drop" => Self::DropKeeper { pid, keeper: arg },
             _ => return None,
         })
     }
+}
+
+fn list(pids: &[i32]) -> String {
+    let pids: Vec<_> = pids.iter().map(i32::to_string).collect();
+    pids.join(",")
+}
+
+fn listed(text: &str) -> Option<Vec<i32>> {
+    let pids = text.split_terminator(',').map(str::parse);
+    pids.collect::<Result<_, _>>().ok()
 }
 
 /// The pager's end of the line to the guardian.
@@ -174,7 +195,10 @@ impl Line {
         match *ask {
             Ask::TakeHold { pid } => new.find(|r| r.pid == pid).map(|r| r.uffd.into()),
             Ask::MakeRing { uffd, .. } => new.find(|r| r.uffd == uffd).map(|r| r.ring.into()),
-            Ask::Quiesce { .. } | Ask::Redirty { .. } | Ask::DropKeeper { .. } => None,
+            Ask::Quiesce { .. }
+            | Ask::HoldStill { .. }
+            | Ask::Redirty { .. }
+            | Ask::DropKeeper { .. } => None,
         }
     }
 
@@ -363,6 +387,11 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, Refusal> {
             Ok(i64::from(ring))
         }
         Ask::Quiesce { pid } => Ok(i64::try_from(attach::quiesce(pid)?).unwrap_or(i64::MAX)),
+        Ask::HoldStill { pid, sharers } => {
+            let pids: Vec<i32> = std::iter::once(pid).chain(sharers).collect();
+            let stop_us = attach::hold_still(&pids, STILL)?;
+            Ok(i64::try_from(stop_us).unwrap_or(i64::MAX))
+        }
         Ask::Redirty {
             pid,
             mem,
@@ -465,6 +494,10 @@ pub(super) mod tests {
             Ask::TakeHold { pid: 7 },
             Ask::MakeRing { pid: 7, uffd: 5000 },
             Ask::Quiesce { pid: 7 },
+            Ask::HoldStill {
+                pid: 7,
+                sharers: vec![8, 9],
+            },
             Ask::DropKeeper { pid: 7, keeper: 3 },
             redirty(Vec::new()),
             redirty(vec![8]),

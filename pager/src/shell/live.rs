@@ -60,6 +60,7 @@ pub(crate) enum Errand {
     NeedQuiesce {
         space: SpaceId,
         count: u64,
+        for_calm: bool,
     },
     /// With the numbers of its memory and its pagemap: what closes them comes to the control thread later than this.
     NeedRedirty {
@@ -545,6 +546,8 @@ impl Live {
                     Ok(count) => {
                         let gone = target.gone(journal, count);
                         self.have_children_kept(count);
+                        // Whoever was woken may have more to tell at once: first comes what is to be done of this.
+                        self.looked_ns = clock::monotonic_ns();
                         Outcome::Events { count, gone }
                     }
                     Err(e) => answer(Err(e)),
@@ -632,8 +635,16 @@ impl Live {
                 self.errand(Errand::NeedRing(space));
                 Outcome::Done
             }
-            Op::NeedQuiesce { space, count } => {
-                self.errand(Errand::NeedQuiesce { space, count });
+            Op::NeedQuiesce {
+                space,
+                count,
+                for_calm,
+            } => {
+                self.errand(Errand::NeedQuiesce {
+                    space,
+                    count,
+                    for_calm,
+                });
                 Outcome::Done
             }
             Op::NeedRedirty {

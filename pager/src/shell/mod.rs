@@ -73,6 +73,9 @@ const DESCRIPTORS_MOST: u64 = 12 * RECORDS_MAX as u64 + 1024;
 const FRAMES: u16 = 128;
 /// A drop beyond this is not written down by subpage.
 const LARGE_DROP_BYTES: u64 = 8 << 20;
+/// So long a process may change its mappings without a pause while something waits for one, nanoseconds: four times
+/// what it is kept still then.
+const RESTLESS_NS: u64 = 20_000_000;
 /// Words of the map: 8 GiB of address space in the file, taken as used; maps 16 TiB of a process.
 const MAP_WORDS: u64 = 1 << 30;
 /// How long a new pager waits for its dead predecessor to be wholly gone.
@@ -445,6 +448,7 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         frames: FRAMES,
         tracked_pages: tracked_pages(settings.local_memory_bytes),
         large_drop_bytes: LARGE_DROP_BYTES,
+        restless_ns: RESTLESS_NS,
         small_child_bytes: (settings.local_memory_bytes / 16).min(4 << 20),
         crash: dying::crash,
     };

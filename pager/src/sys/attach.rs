@@ -17,7 +17,7 @@ pub use super::inject::longest_stop_us;
 use super::inject::{Lost, Plan, Stopped, with_stopped};
 use super::process::{self, Target};
 use super::ptrace::{Errno, bits, register};
-pub use super::quiesce::{quiesce, redirty};
+pub use super::quiesce::{hold_still, quiesce, redirty};
 pub use super::refuse::AttachError;
 use super::ring::RingParams;
 use super::worker::{NoAnswer, on_a_worker};

@@ -40,6 +40,15 @@ pub fn quiesce(pid: i32) -> Result<u64, AttachError> {
     while_stopped(&[pid], || ()).map(|((), stop_us)| stop_us)
 }
 
+/// Keeps all threads of `pids`, processes that share their memory, stopped for `time`: nothing changes its mappings
+/// meanwhile. Otherwise as [`quiesce`].
+///
+/// # Errors
+/// As [`quiesce`].
+pub fn hold_still(pids: &[i32], time: Duration) -> Result<u64, AttachError> {
+    while_stopped(pids, move || std::thread::sleep(time)).map(|((), stop_us)| stop_us)
+}
+
 /// Makes present pages dirty, whether the process may write them or not, by writing back a byte of each while all
 /// threads of `pids`, the processes with this memory, are stopped. Returns which are dirty now: not those that are
 /// missing or protected by userfaultfd.

@@ -67,6 +67,8 @@ pub(crate) struct Kernel {
     pub(crate) transfers: Vec<Transfer>,
     /// Acts that the programs may still begin.
     pub(crate) acts_left: u64,
+    /// When the last pager began: where each one dies early nobody hangs because of the last.
+    pub(crate) pager_since_ns: u64,
     pub(crate) names: u64,
     values: u32,
     runnable: Vec<ThreadId>,
@@ -80,6 +82,7 @@ impl Kernel {
         Self {
             rng,
             acts_left: knobs.acts,
+            pager_since_ns: 0,
             knobs,
             now_ns: 1_000_000,
             trace,
@@ -442,6 +445,7 @@ impl Kernel {
         for (i, t) in self.threads.iter().enumerate().filter(|(_, t)| t.alive) {
             let since = t.blocked_since_ns.unwrap_or(self.now_ns);
             let since = since.max(self.mms[t.mm].stopped_until_ns);
+            let since = since.max(self.pager_since_ns);
             if t.wait.is_some() && self.now_ns > since + HANG_NS {
                 hung = Some(format!("HANG: thread {i} of mm{} waits: {t:?}", t.mm));
             }

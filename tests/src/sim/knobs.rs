@@ -90,6 +90,8 @@ pub(crate) struct Knobs {
     pub(crate) map_blocks: usize,
     /// Subpages beyond which a drop is remembered as a range.
     pub(crate) large_drop: u64,
+    /// How long mappings may change all the time before the process is kept still.
+    pub(crate) restless_ns: u64,
     /// Nobody may write through `/proc/PID/mem` what the process may not.
     pub(crate) no_forced_writes: bool,
     /// Percent of ring requests that are refused.
@@ -200,6 +202,7 @@ impl Knobs {
             embedded: rng.one_in(16),
             map_blocks: MAP_BLOCKS,
             large_drop: 1 << 20,
+            restless_ns: 2_000_000,
             no_forced_writes: false,
             ring_refused: pick(rng, &[0, 0, 0, 50]),
             ring_lost: 0,

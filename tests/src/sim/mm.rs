@@ -103,6 +103,8 @@ pub(crate) struct Mm {
     pub(crate) forked: bool,
     /// Of a fork's child: what the fork left out, and those that made its parents.
     pub(crate) left_out: Vec<(u64, u64)>,
+    /// Left by a guest before its host's message, until what the guest's own message says has been looked at.
+    pub(crate) relent: Vec<(u64, u64)>,
 }
 
 impl Mm {

@@ -163,11 +163,32 @@ impl Kernel {
             _ => false,
         };
         let limited = self.knobs.deaths > 0 || self.mms[mm].forked;
-        !limited
-            || !self
-                .threads
-                .iter()
-                .any(|t| t.alive && t.mm == mm && unheard(t))
+        let relent = |&(s, e): &(u64, u64)| s < end && e > start;
+        !self.mms[mm].relent.iter().any(relent)
+            && (!limited
+                || !self
+                    .threads
+                    .iter()
+                    .any(|t| t.alive && t.mm == mm && unheard(t)))
+    }
+
+    /// Somebody leaves `place`. Where that is a guest, and its host's message is still to come, the pager tells the two
+    /// apart by looking whether anything is there: a third who comes before that look would be taken for the guest (a
+    /// stated limit).
+    pub(crate) fn leaves(&mut self, mm: MmId, place: (u64, u64)) {
+        if self.mms[mm].uffd.is_some() && self.is_named(mm, place.0, place.1) {
+            self.mms[mm].relent.push(place);
+        }
+    }
+
+    /// The pager has looked what is where somebody has left.
+    pub(crate) fn looked_who_left(&mut self, mm: MmId) {
+        let mut relent = std::mem::take(&mut self.mms[mm].relent);
+        relent.retain(|&place| {
+            let mut threads = self.threads.iter().filter(|t| t.alive && t.mm == mm);
+            threads.any(|t| matches!(t.task, Task::Tell { named: [left, _], .. } if left == place))
+        });
+        self.mms[mm].relent = relent;
     }
 
     /// A mapping that is not registered yet has come to the place of an offered page, and a request of the pager's has

@@ -123,6 +123,7 @@ fn run(mut rng: Rng, knobs: Knobs, bank: &mut Bank, trace: bool, report: &mut Re
         // Time and memory are too small here for childhood to end.
         small_child_bytes: 0,
         large_drop_bytes: knobs.large_drop * SUBPAGE_BYTES,
+        restless_ns: knobs.restless_ns,
         crash: at_point,
     };
     let memory = Memory {
@@ -255,6 +256,7 @@ impl Run<'_> {
             } else {
                 0
             });
+            self.sim.kernel.pager_since_ns = self.sim.kernel.now_ns;
             let (memory, config, store) = (self.memory, self.config, self.store.clone());
             let recovered = catch_unwind(AssertUnwindSafe(|| {
                 Core::recover(memory, config, |live| {

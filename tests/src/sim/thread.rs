@@ -176,6 +176,9 @@ pub(crate) struct Life {
 /// an operation: the pager is not held up between its look at the clock and the protection (a stated limit).
 const LIFE_NS: u64 = 30_000;
 
+/// How long the guardian keeps a process still.
+const STILL_NS: u64 = 5_000_000;
+
 #[derive(Clone, Debug)]
 pub(crate) struct Thread {
     pub(crate) mm: MmId,
@@ -216,6 +219,15 @@ impl Thread {
 }
 
 impl Kernel {
+    /// Whoever is in no call stays where it is, for as long as the guardian keeps a process still.
+    pub(crate) fn hold_still(&mut self, mm: MmId) {
+        let until = self.now_ns + STILL_NS;
+        let stopped = |t: &&mut Thread| t.mm == mm && !t.worker && !t.in_call();
+        for thread in self.threads.iter_mut().filter(stopped) {
+            thread.preempted_until_ns = thread.preempted_until_ns.max(until);
+        }
+    }
+
     pub(crate) fn run_thread(&mut self, t: ThreadId) {
         let mm = self.threads[t].mm;
         let task = std::mem::replace(&mut self.threads[t].task, Task::Idle);
@@ -522,6 +534,9 @@ impl Kernel {
         let mut told: Vec<(UffdId, Event)> = Vec::new();
         let named = change.named();
         self.mms[mm].changed_ns = self.now_ns;
+        if matches!(change, Change::Unmap { .. } | Change::Move { .. }) {
+            self.leaves(mm, named[0]);
+        }
         match change {
             Change::Unmap { start, end } => {
                 if let Some(u) = self.unmap_range(mm, start, end) {

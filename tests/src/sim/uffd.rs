@@ -263,6 +263,7 @@ impl Kernel {
         let mm = self.uffds[uffd].mm;
         self.uffds[uffd].open = false;
         self.uffds[uffd].released = true;
+        self.mms[mm].relent.clear();
         if self.mms[mm].alive {
             let served: Vec<(u64, u64)> = self.mms[mm]
                 .vmas

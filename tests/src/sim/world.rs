@@ -54,6 +54,7 @@ pub(crate) fn die_after_points(points: u64) {
 struct Quiesce {
     space: SpaceId,
     count: u64,
+    for_calm: bool,
     waits_for: BTreeSet<ThreadId>,
 }
 
@@ -234,6 +235,9 @@ impl<'m> Sim<'m> {
         self.quiesces = left;
         let quiet: Vec<Quiesce> = quiet;
         for q in quiet {
+            if let (true, Some(mm)) = (q.for_calm, self.mm_of(q.space)) {
+                self.kernel.hold_still(mm);
+            }
             self.send(Input::Quiesced {
                 space: q.space,
                 count: q.count,
@@ -481,10 +485,9 @@ impl<'m> Sim<'m> {
             }
         }
         let gone = (0..n).filter(|&i| self.is_gone(uffd, i));
-        Outcome::Events {
-            count: n,
-            gone: gone.fold(0, |gone, i| gone | 1 << i),
-        }
+        let gone = gone.fold(0, |gone, i| gone | 1 << i);
+        self.kernel.looked_who_left(self.kernel.uffds[uffd].mm);
+        Outcome::Events { count: n, gone }
     }
 
     /// Nothing is mapped now where message `i` says that something has left.
@@ -750,15 +753,21 @@ impl<'m> Sim<'m> {
                 self.need_ring(space, mm);
                 Outcome::Done
             }
-            Op::NeedQuiesce { count, .. } => {
+            Op::NeedQuiesce {
+                count, for_calm, ..
+            } => {
                 let waits_for = (0..self.kernel.threads.len())
                     .filter(|&t| {
                         self.kernel.threads[t].mm == mm && self.kernel.threads[t].in_call()
                     })
                     .collect();
+                if for_calm {
+                    self.kernel.hold_still(mm);
+                }
                 self.quiesces.push(Quiesce {
                     space,
                     count,
+                    for_calm,
                     waits_for,
                 });
                 Outcome::Done

@@ -112,7 +112,11 @@ impl<S: PageStore> Core<'_, S> {
         }
         if dropping {
             if let Some(count) = self.space(id).and_then(|s| s.ask_quiesce(now)) {
-                self.errands.push_back(Op::NeedQuiesce { space: id, count });
+                self.errands.push_back(Op::NeedQuiesce {
+                    space: id,
+                    count,
+                    for_calm: false,
+                });
             }
         }
         mask

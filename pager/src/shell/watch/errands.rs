@@ -20,9 +20,17 @@ impl Watch {
             Errand::Added { space, pid } => self.added(space, pid),
             Errand::Refused { pid, target } => self.refused(pid, &target),
             Errand::NeedRing(space) => self.make_ring(space),
-            Errand::NeedQuiesce { space, count } => {
+            Errand::NeedQuiesce {
+                space,
+                count,
+                for_calm,
+            } => {
+                let stopped = match for_calm {
+                    true => self.hold_still(space),
+                    false => self.quiesce(space),
+                };
                 // Not now: a count of zero changes nothing but lets the core ask again.
-                let count = if self.quiesce(space) { count } else { 0 };
+                let count = if stopped { count } else { 0 };
                 self.input(Input::Quiesced { space, count });
             }
             Errand::NeedRedirty {
@@ -127,6 +135,15 @@ impl Watch {
             .into_iter()
             .chain([pid])
             .all(|pid| self.line.ask(Ask::Quiesce { pid }).is_ok())
+    }
+
+    /// Keeps every thread that runs on the memory of a space from changing it, for some milliseconds.
+    fn hold_still(&mut self, space: SpaceId) -> bool {
+        let Some(&(pid, _)) = self.spaces.get(&space) else {
+            return false;
+        };
+        let sharers = self.sharers(pid);
+        sharers.len() <= SHARERS_MAX && self.line.ask(Ask::HoldStill { pid, sharers }).is_ok()
     }
 
     /// The other processes that run on the memory of this one.
