@@ -41,6 +41,9 @@ const HITS: u64 = 3;
 /// Times that a program is attached to right after it was let go of.
 const AGAIN: u64 = 8;
 
+/// Times that a program is attached to which never pauses.
+const RESTLESS: u64 = 4;
+
 /// The pager is killed so many microseconds after it was seen, at most.
 const ATTACH_US_MAX: u64 = 50_000;
 
@@ -61,6 +64,7 @@ pub fn cases(folder: &Path) -> Vec<Case> {
         case("detach.killed", killed_in_detach),
         case("attach.orphaned", orphaned),
         case("attach.again", attached_again),
+        case("attach.restless", restless),
     ]
 }
 
@@ -73,9 +77,9 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     /// None in a bare run, in which the program has then been run and checked.
-    fn start(run: &Run<'a>, folder: &Path) -> Result<Option<Self>> {
+    fn start(run: &Run<'a>, folder: &Path, what: &[&str]) -> Result<Option<Self>> {
         let bare = run.without_holo();
-        let plan = load::plan(&bare, folder, EVERYTHING, "bare", DEADLINE)?;
+        let plan = load::plan(&bare, folder, what, "bare", DEADLINE)?;
         let mut running = plan.start(&bare)?;
         running.wait_for("@ready")?;
         let target = running.first().context("the program has gone")?;
@@ -183,7 +187,7 @@ fn budget_bytes() -> u64 {
 /// # Errors
 /// Whatever was not as it has to be.
 pub fn crash_in_detach(run: &Run<'_>, folder: &Path, point: CrashPoint) -> Result<()> {
-    let Some(mut held) = Held::start(run, folder)? else {
+    let Some(mut held) = Held::start(run, folder, EVERYTHING)? else {
         return Ok(());
     };
     let token = load::new_token();
@@ -213,7 +217,7 @@ fn expected() -> Expected {
 
 /// An attach whose pager dies either holds the process or says that it does not; then nothing is left.
 fn killed_in_attach(run: &Run<'_>, folder: &Path) -> Result<()> {
-    let Some(mut held) = Held::start(run, folder)? else {
+    let Some(mut held) = Held::start(run, folder, EVERYTHING)? else {
         return Ok(());
     };
     let mut moments = Moments::new(run.seed, ATTACH_US_MAX);
@@ -259,9 +263,40 @@ fn killed_in_attach(run: &Run<'_>, folder: &Path) -> Result<()> {
     held.running.finish().map(drop)
 }
 
+/// Threads that move their memory without a pause leave hardly a moment for an operation that no change of mappings
+/// may overlap with: they are brought down to the budget and let go of all the same.
+fn restless(run: &Run<'_>, folder: &Path) -> Result<()> {
+    let Some(mut held) = Held::start(run, folder, &["move"])? else {
+        return Ok(());
+    };
+    let target = held.target;
+    let resident_kib = || target.kib("status", "RssAnon");
+    let budget_kib = budget_bytes() / 1024;
+    let all_kib = resident_kib()?;
+    ensure!(
+        all_kib > 3 * budget_kib,
+        "only {all_kib} KiB are resident before the attach"
+    );
+    for round in 0..RESTLESS {
+        let token = load::new_token();
+        let report = run.scratch.join(format!("attached-{round}.json"));
+        let attach = held.attach(&token, &report, None)?;
+        held.must_succeed(attach, "holo attach")?;
+        tree::until(&mut held.running, "the budget to be kept", |_| {
+            (resident_kib().ok()? <= budget_kib * 5 / 4).then_some(())
+        })?;
+        load::goes_on(&mut held.running, "at its budget")?;
+        let detach = held.detach()?;
+        held.must_succeed(detach, "holo detach")?;
+        held.await_free("after a detach")?;
+        verdict::check(&report, expected())?;
+    }
+    held.running.finish().map(drop)
+}
+
 /// A detach whose pager dies goes on with its successor.
 fn killed_in_detach(run: &Run<'_>, folder: &Path) -> Result<()> {
-    let Some(mut held) = Held::start(run, folder)? else {
+    let Some(mut held) = Held::start(run, folder, EVERYTHING)? else {
         return Ok(());
     };
     let mut moments = Moments::new(run.seed, DETACH_US_MAX);
@@ -337,7 +372,7 @@ impl Moments {
 
 /// Guardian and pager die at once: the warden brings them back, and a detach leaves nothing.
 fn orphaned(run: &Run<'_>, folder: &Path) -> Result<()> {
-    let Some(mut held) = Held::start(run, folder)? else {
+    let Some(mut held) = Held::start(run, folder, EVERYTHING)? else {
         return Ok(());
     };
     let token = load::new_token();
@@ -367,7 +402,7 @@ fn orphaned(run: &Run<'_>, folder: &Path) -> Result<()> {
 /// Whoever was told that a process was let go of can attach to it at once. A pager that took over has more to
 /// let go of than the first one; all rounds but one have such a one.
 fn attached_again(run: &Run<'_>, folder: &Path) -> Result<()> {
-    let Some(mut held) = Held::start(run, folder)? else {
+    let Some(mut held) = Held::start(run, folder, EVERYTHING)? else {
         return Ok(());
     };
     for round in 0..AGAIN {
