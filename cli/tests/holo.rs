@@ -6,9 +6,10 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use clap::CommandFactory as _;
 use holo_cli::args::Holo;
@@ -175,6 +176,50 @@ fn what_cannot_be_attached_or_asked_is_said_with_1() {
     let error = text(&said.stderr);
     assert!(error.contains("held by holo already"), "{error}");
     told(&["detach", &pid]);
+}
+
+/// The kernel does not say any more what it has: nobody may promise to limit it, or that it fits.
+#[test]
+fn a_program_without_its_first_thread_is_not_said_to_be_limited() {
+    let folder = Folder::new("headless");
+    let mut child = start(script("headless.py"));
+    assert!(child.line().starts_with("filled"));
+    let (said, _) = attach(&child, &folder, &["--local-memory", "16M"]);
+    assert_eq!(said.status.code(), Some(1));
+    let error = text(&said.stderr);
+    assert!(
+        error.contains("first thread") && error.contains("pthread_join"),
+        "{error}"
+    );
+    drop(child.0.stdin.take());
+    assert_eq!(child.0.wait().unwrap().code(), Some(7));
+
+    let path = format!("{}/tests/scripts/headless.py", env!("CARGO_MANIFEST_DIR"));
+    let mut child = Ends(
+        holo_exec(&["--local-memory", "16M"], &[PYTHON, &path])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    assert!(child.line().starts_with("filled"));
+    std::thread::sleep(Duration::from_secs(2));
+    drop(child.0.stdin.take());
+    let mut error = String::new();
+    child
+        .0
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut error)
+        .unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(7));
+    assert!(error.contains("first thread"), "{error}");
+    assert!(
+        error.contains("nothing was paged; 1 process was not limited"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -131,6 +131,8 @@ scalars! {
     LeftProcesses = 60,
     /// Messages go to the system's log.
     MessagesLogged = 61,
+    /// The most of [`Scalar::Resident`].
+    ResidentPeak = 62,
     /// All that was attached was asked to be detached.
     Detaching = 41,
     /// The command line is stopped, or about to, because the command was.

@@ -18,7 +18,8 @@ pub(crate) fn build(control: Control, exit_code: Option<i32>, own_cpu_ns: u64) -
         exit_code,
         wall_s: seconds(clock::monotonic_ns().saturating_sub(started)),
         local_memory_bytes: control.get(Scalar::Budget),
-        resident_peak_bytes: s.usage_peak_bytes,
+        // Of what was never taken the serving thread knows nothing; it sees what comes between two looks.
+        resident_peak_bytes: s.usage_peak_bytes.max(control.get(Scalar::ResidentPeak)),
         resident_bytes: control.get(Scalar::Resident),
         faults_waiting: control.get(Scalar::Waiting),
         processes: control.get(Scalar::Processes).max(s.spaces),

@@ -15,6 +15,7 @@ use holo_proto::{Addr, AddrRange};
 use super::fds;
 pub use super::inject::longest_stop_us;
 use super::inject::{Lost, Plan, Stopped, with_stopped};
+pub use super::process::first_thread_has_ended;
 use super::process::{self, Target};
 use super::ptrace::{Errno, bits, register};
 pub use super::quiesce::{hold_still, quiesce, redirty};
@@ -86,6 +87,9 @@ pub struct Advised {
 pub fn preflight(pid: i32) -> Result<(), AttachError> {
     let target = Target::open_to_take(pid)?;
     process::candidates(pid)?;
+    if first_thread_has_ended(pid) {
+        return Err(AttachError::FirstThreadEnded { pid });
+    }
     refuse_without_io_uring(pid)?;
     userfaultfd_device(&target).map(drop)
 }

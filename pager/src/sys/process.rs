@@ -122,6 +122,14 @@ pub(super) fn tasks(pid: i32) -> Vec<Task> {
         .collect()
 }
 
+/// Whether a process goes on without its first thread. So it looks for a moment while it ends, too.
+#[must_use]
+pub fn first_thread_has_ended(pid: i32) -> bool {
+    let tasks = tasks(pid);
+    let is_dead = |task: &Task| task.tid == pid && task.is_dead();
+    tasks.iter().any(is_dead) && tasks.iter().any(|task| task.is_stoppable())
+}
+
 /// The threads that can be stopped now, the one that minds least first; waits a moment while there is none.
 pub(super) fn candidates(pid: i32) -> Result<Vec<i32>, AttachError> {
     let since = Instant::now();

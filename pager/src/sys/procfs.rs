@@ -11,7 +11,7 @@ use super::errno;
 use super::maps::{decimal, kib};
 
 /// Sizes of an address space, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemorySample {
     /// Mapped.
     pub size_bytes: u64,

@@ -58,6 +58,15 @@ pub enum AttachError {
         /// The id that was asked for.
         pid: i32,
     },
+    /// Its first thread has ended, the others go on.
+    #[error(
+        "the first thread of process {pid} has ended, and the kernel no longer says how much memory the process has: \
+         it cannot be limited; have `main` wait for the other threads (pthread_join) rather than end"
+    )]
+    FirstThreadEnded {
+        /// The id that was asked for.
+        pid: i32,
+    },
     /// A thread ended, or the process started another program, while it was being taken.
     #[error("process {pid} ended a thread or started another program at that moment: try again")]
     Changed {
@@ -227,6 +236,7 @@ impl AttachError {
             | Self::KernelThread { .. }
             | Self::ThirtyTwoBit { .. }
             | Self::NoVdso { .. }
+            | Self::FirstThreadEnded { .. }
             | Self::NotPermitted { .. }
             | Self::UsesUserfaultfd { .. }
             | Self::UserfaultfdOff { .. }

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use holo_pager::sys::attach::{
-    AttachError, Hold, advise_self, drop_keeper, make_ring, quiesce, take_hold,
+    AttachError, Hold, advise_self, drop_keeper, make_ring, preflight, quiesce, take_hold,
 };
 use holo_pager::sys::ring::{Advice, AdviceRing, RingParams};
 use holo_pager::sys::uffd::Uffd;
@@ -234,6 +234,8 @@ fn a_program_without_its_first_thread() {
     quiesce(pid).unwrap();
     advise_self(pid, &[], libc::MADV_DONTNEED).unwrap();
     works(hold);
+    // What it has is not told any more, though: nobody promises to limit it.
+    assert_eq!(preflight(pid), Err(AttachError::FirstThreadEnded { pid }));
     let (lines, success) = target.finish();
     assert!(success, "{lines:?}");
 }

@@ -7,6 +7,10 @@ use crate::core::Input;
 use crate::shell::control::Scalar;
 use crate::shell::limits::Limits;
 use crate::shell::scan;
+use crate::sys::attach::{self, AttachError};
+
+/// A process that has no first thread for so long, nanoseconds, is not just ending.
+const HEADLESS_NS: u64 = 500_000_000;
 
 /// How near the tree is to its budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +35,13 @@ impl Member {
             self.recount_ns = pace::recount_ns(now, cost * members as u64);
         }
         // An exec leaves the old address space: what was opened of it reads empty.
-        self.anon_bytes = self
-            .statm
-            .sample()
-            .map_or(0, |s| s.resident_bytes.saturating_sub(s.shared_bytes));
+        let sample = self.statm.sample().unwrap_or_default();
+        self.anon_bytes = sample.resident_bytes.saturating_sub(sample.shared_bytes);
+        if sample.size_bytes > 0 || !attach::first_thread_has_ended(pid) {
+            self.headless_since = None;
+        } else {
+            self.headless_since.get_or_insert(now);
+        }
         self.anon_bytes
             .saturating_sub(self.left_bytes + self.shared_bytes)
     }
@@ -44,10 +51,14 @@ impl Watch {
     /// Measures every member.
     pub(super) fn measure(&mut self, now: u64) -> Pressure {
         let mut total = 0;
-        let mut measured = Vec::new();
+        let (mut measured, mut headless) = (Vec::new(), Vec::new());
         let count = self.members.len();
         for (&pid, m) in &mut self.members {
             let bytes = m.measure(pid, count, &mut self.text, now);
+            if !m.headless && m.headless_since.is_some_and(|t| now - t > HEADLESS_NS) {
+                m.headless = true;
+                headless.push(pid);
+            }
             if m.shares {
                 continue;
             }
@@ -56,8 +67,12 @@ impl Watch {
                 measured.push((space, bytes));
             }
         }
+        for pid in headless {
+            self.left_alone(&AttachError::FirstThreadEnded { pid }.to_string());
+        }
         let growing = self.pace.note_total(total);
         self.control.set(Scalar::Resident, total);
+        self.control.max(Scalar::ResidentPeak, total);
         if self.pace.passes_on() {
             for (space, bytes) in measured {
                 self.input(Input::Measured { space, bytes });

@@ -27,6 +27,9 @@ pub(super) struct Member {
     pub(super) shares: bool,
     pub(super) attempts: Attempts,
     pub(super) anon_bytes: u64,
+    /// Since when it goes on without its first thread, so that nothing of it can be measured; and whether that was told.
+    pub(super) headless_since: Option<u64>,
+    pub(super) headless: bool,
     pub(super) left_bytes: u64,
     /// Never taken, by the last survey.
     pub(super) left: LeftAlone,
@@ -58,6 +61,8 @@ impl Member {
             shares: false,
             attempts: Attempts::default(),
             anon_bytes: 0,
+            headless_since: None,
+            headless: false,
             left_bytes: 0,
             left: LeftAlone::default(),
             shared_bytes: 0,
