@@ -36,6 +36,10 @@ pub struct Report {
     pub evicted: u64,
     /// Deaths of the pager.
     pub deaths: u64,
+    /// One if there was more than the budget when the programs had paused, and one if there was not any more later.
+    pub over: u64,
+    /// See there.
+    pub brought_down: u64,
 }
 
 /// The memory that outlives pagers, used again from seed to seed.
@@ -147,7 +151,10 @@ fn run(mut rng: Rng, knobs: Knobs, bank: &mut Bank, trace: bool, report: &mut Re
         run.start();
     }
     run.programs();
+    let over = run.resident_bytes() > config.budget_bytes;
     run.settle();
+    report.over = over.into();
+    report.brought_down = (over && run.resident_bytes() <= config.budget_bytes).into();
     run.verify();
     run.let_go();
     if !run.failed() {
@@ -360,6 +367,12 @@ impl Run<'_> {
         self.sim.kernel.fail(format!(
             "HANG: nothing happens any more while {when}: {waiting:?}"
         ));
+    }
+
+    /// What the budget bounds.
+    fn resident_bytes(&self) -> u64 {
+        let served = self.sim.fds.values().map(|&u| self.sim.kernel.uffds[u].mm);
+        served.map(|mm| self.sim.kernel.resident_bytes(mm)).sum()
     }
 
     /// Gives the pager time to come down to its budget.
