@@ -261,6 +261,7 @@ mod tests {
     use holo_proto::SUBPAGE_BYTES;
 
     use super::super::inject::longest_stop_us;
+    use super::super::procfs;
     use super::*;
     use crate::sys::advise::pageout;
     use crate::sys::testing::{self, Target};
@@ -314,6 +315,22 @@ mod tests {
         let own = i32::try_from(std::process::id()).unwrap();
         let refused = redirty(&[target.pid, own], mem, pagemap, page, SubpageMask::ALL);
         assert_eq!(refused, Err(AttachError::Myself { pid: own }));
+    }
+
+    #[test]
+    fn a_process_that_is_kept_still_does_nothing() {
+        let mut target = Target::start();
+        let page = target.map(1);
+        let pid = target.pid;
+        let time = Duration::from_millis(200);
+        let still = std::thread::spawn(move || hold_still(&[pid], time));
+        while procfs::state_of(pid).unwrap() != b't' {
+            std::thread::yield_now();
+        }
+        let since = Instant::now();
+        target.fill(page, 7);
+        assert!(since.elapsed() > time / 2);
+        assert!(still.join().unwrap().unwrap() >= 200_000);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! When messages come, in which order they are read, and what is refused meanwhile.
 
+use holo_pager::sys::attach::quiesce;
 use holo_pager::sys::errors::UffdError;
 use holo_pager::sys::maps::{ProcMaps, mappings};
 use holo_pager::sys::procfs::Children;
@@ -59,6 +60,25 @@ fn calls_fail_while_a_fork_waits_to_be_read() {
     let _child_uffd = descriptor_of(next_event(&uffd));
     accepts(&uffd, present, missing);
     let _child = agent.child_of(fork);
+}
+
+/// Of what comes after the message nobody tells: only a stop after the reading says that it is over.
+#[test]
+fn a_stop_of_all_threads_is_after_each_removal_that_was_read() {
+    let _bound = bounded();
+    let (agent, uffd, ..) = scene();
+    let mut before_the_stop = 0;
+    for _ in 0..300 {
+        let range = agent.served(&uffd, 16);
+        let removal = agent.begin_madvise(A, range, libc::MADV_DONTNEED);
+        assert_eq!(next_event(&uffd), Event::Remove(range));
+        before_the_stop += u32::from(present(&agent, range) != SubpageMask::NONE);
+        quiesce(agent.pid).unwrap();
+        assert_eq!(present(&agent, range), SubpageMask::NONE);
+        assert_eq!(removal.finish(), 0);
+        uffd.unregister(range).unwrap();
+    }
+    println!("{before_the_stop} of 300 were not over before");
 }
 
 #[test]
