@@ -11,6 +11,8 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use holo_tests::watchdog::give_up;
+
 /// How long a test waits for anything before it fails: less than its suite has (tests/manifest.toml), so that it is named.
 const PATIENCE: Duration = Duration::from_secs(8);
 
@@ -164,7 +166,7 @@ fn to_the_end_after(command: &mut Command, before: impl FnOnce(&mut Child)) -> O
     let end = |stream: mpsc::Receiver<Vec<u8>>| {
         stream
             .recv_timeout(PATIENCE)
-            .expect("somebody still holds a stream of the command")
+            .unwrap_or_else(|_| give_up(&format!("not in time: the end of {command:?}")))
     };
     let (stdout, stderr) = (end(stdout), end(stderr));
     Output {
@@ -197,7 +199,9 @@ fn leaves_alone(pid: &str, count: u64) -> bool {
 fn wait_until(what: &str, mut seen: impl FnMut() -> bool) {
     let since = Instant::now();
     while !seen() {
-        assert!(since.elapsed() < PATIENCE, "not in time: {what}");
+        if since.elapsed() >= PATIENCE {
+            give_up(&format!("not in time: {what}"));
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -462,12 +466,13 @@ fn a_detach_leaves_nothing_in_a_small_child_that_sleeps() {
     filler.finish();
 }
 
-/// What it says on standard output; killed, and failed, where that takes too long.
+/// What it says on standard output, in time.
 fn said_in_time(command: &[&str]) -> String {
-    let mut bounded = Command::new("timeout");
-    let limit = format!("{}", PATIENCE.as_secs());
-    bounded.args(["--signal=KILL", &limit]).args(command);
-    let said = bounded.stdin(Stdio::null()).output().unwrap();
+    let said = to_the_end(
+        Command::new(command[0])
+            .args(&command[1..])
+            .stdin(Stdio::null()),
+    );
     assert!(
         said.status.success(),
         "{command:?}: {} {}",

@@ -3,6 +3,9 @@
 //! The order is the point: first every thread of every process in question is described, then they are
 //! killed, all of them. A process that waits for a page from a pager can be freed by nothing but a kill,
 //! and its state is gone with it.
+//!
+//! [`Watchdog::guard`] does both. A test that ends a wait by itself calls [`give_up`], or [`dump`] where it fails by
+//! an error: its own guards kill what it started as soon as it goes on.
 
 use std::collections::HashSet;
 use std::io::{self, Write as _};
@@ -36,6 +39,11 @@ impl Family {
             root: own_pid(),
             run_id,
         }
+    }
+
+    /// This process's descendants, and those with its own mark.
+    fn of_this_suite() -> Self {
+        Self::of_this_process(std::env::var(RUN_ID_VAR).ok())
     }
 
     /// Its members that are alive, without this process and its ancestors; `known` are members wherever
@@ -73,6 +81,45 @@ impl Family {
             .filter(|proc| proc.is_alive() && !spared.contains(&proc.id.pid) && is_member(proc))
             .collect()
     }
+}
+
+/// Describes on standard error what [`everything`] waits for; kills nothing.
+pub fn dump(why: &str) {
+    tell(why, &everything());
+}
+
+/// [`dump`], and then fails the test.
+///
+/// # Panics
+/// Always.
+#[track_caller]
+pub fn give_up(why: &str) -> ! {
+    dump(why);
+    panic!("{why}");
+}
+
+/// [`dump`], and the error that says why.
+pub(crate) fn hung(why: &str) -> anyhow::Error {
+    dump(why);
+    anyhow::anyhow!("{why}")
+}
+
+/// This process, its descendants, and those marked with the same `HOLO_TEST_RUN`.
+pub(crate) fn everything() -> Vec<Proc> {
+    let members = Family::of_this_suite().members(&HashSet::new());
+    with_own(members)
+}
+
+fn with_own(members: Vec<Proc>) -> Vec<Proc> {
+    Proc::read(own_pid()).into_iter().chain(members).collect()
+}
+
+fn tell(why: &str, procs: &[Proc]) {
+    // Straight to the descriptor: the test harness holds back what its own printing macros write. Locked, since
+    // several tests may give up at once.
+    let mut stderr = io::stderr().lock();
+    let _ = writeln!(stderr, "\nwatchdog: {why}; what everything waits for:");
+    let _ = stderr.write_all(describe_all(procs).as_bytes());
 }
 
 /// Describes every process with every thread; never waits long for any of them.
@@ -147,7 +194,7 @@ impl Watchdog {
         thread::Builder::new()
             .name("watchdog".to_owned())
             .spawn(move || {
-                let family = Family::of_this_process(std::env::var(RUN_ID_VAR).ok());
+                let family = Family::of_this_suite();
                 let mut known = HashSet::new();
                 while !bound.is_over_within(TICK, deadline) {
                     let table = procs::all();
@@ -221,17 +268,9 @@ impl Bound {
 }
 
 fn expire(name: &str, limit: Duration, family: &Family, known: &HashSet<ProcId>) -> ! {
-    let own = Proc::read(own_pid());
-    let members = family.members(known);
-    let mut all: Vec<Proc> = own.into_iter().collect();
-    all.extend(members);
-    // Straight to the descriptor: the test harness holds back what its own printing macros write.
+    let why = format!("{name} is not done after {limit:?}");
+    tell(&why, &with_own(family.members(known)));
     let mut stderr = io::stderr();
-    let _ = writeln!(
-        stderr,
-        "\nwatchdog: {name} is not done after {limit:?}; what everything waits for:"
-    );
-    let _ = stderr.write_all(describe_all(&all).as_bytes());
     for proc in kill_all(|| family.members(known)) {
         let _ = writeln!(
             stderr,

@@ -1,4 +1,4 @@
-//! The guard of single tests: what it says, what it ends, and that it does nothing in time.
+//! The guard of single tests: what it says, what it ends, and that it does nothing in time. Limits of a test's own.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use holo_tests::procs::RUN_ID_VAR;
-use holo_tests::watchdog::Watchdog;
+use holo_tests::watchdog::{Watchdog, give_up};
 
 /// Set in the process in which a guard is to expire: a second run of one of these tests.
 const ROLE: &str = "HOLO_TEST_WATCHDOG_ROLE";
@@ -107,4 +107,28 @@ fn guard_that_is_dropped_in_time_does_nothing() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+#[test]
+fn passed_limit_is_described_before_the_test_fails() {
+    const NAME: &str = "passed_limit_is_described_before_the_test_fails";
+    if has_role(NAME) {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let failed = std::panic::catch_unwind(|| give_up("the role waits in vain"));
+        assert!(failed.is_err());
+        assert_eq!(child.try_wait().unwrap(), None, "killed by the description");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        return;
+    }
+    let output = run_in_role(NAME);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    for part in [
+        "watchdog: the role waits in vain",
+        "(sleep) state S",
+        "nanosleep",
+    ] {
+        assert!(text.contains(part), "nothing about \"{part}\" in\n{text}");
+    }
 }

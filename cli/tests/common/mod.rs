@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use holo_tests::watchdog::give_up;
+
 /// Python of the system: the one in PATH may be a script that finds another.
 pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
@@ -117,7 +119,9 @@ pub(crate) fn line_of(child: &mut Child) -> String {
 pub(crate) fn await_that(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(10);
     while !is_so() {
-        assert!(Instant::now() < until, "{what}: waited for in vain");
+        if Instant::now() >= until {
+            give_up(&format!("{what}: waited for in vain"));
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
 }

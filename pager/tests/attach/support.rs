@@ -7,8 +7,19 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use holo_tests::session::cgroup_name;
+use holo_tests::watchdog::give_up;
+
 /// How long a test waits for anything before it fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Fails when what was begun then should have been there by now.
+#[track_caller]
+pub(crate) fn in_time(since: Instant, what: &str) {
+    if since.elapsed() >= PATIENCE {
+        give_up(&format!("not in time: {what}"));
+    }
+}
 
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
@@ -143,7 +154,7 @@ impl Target {
     pub(crate) fn wait_until(&self, what: &str, seen: impl Fn(&Self) -> bool) {
         let since = Instant::now();
         while !seen(self) {
-            assert!(since.elapsed() < PATIENCE, "not in time: {what}");
+            in_time(since, what);
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -274,7 +285,7 @@ impl Freezer {
                 .map_or(state.trim() == "FROZEN", |text| text.contains("frozen 1"))
         };
         while !is_frozen() {
-            assert!(since.elapsed() < PATIENCE);
+            in_time(since, "frozen");
             std::thread::sleep(Duration::from_millis(1));
         }
         frozen
@@ -306,8 +317,7 @@ impl ThreadGroup {
     pub(crate) fn with_sleeper(most: u32) -> Option<(Self, Target)> {
         static MADE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = MADE.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        // As holo_tests::session::cgroup_name makes it, which is above this crate.
-        let name = format!("holo-test-{}-threads-{number}", std::process::id());
+        let name = cgroup_name(&format!("threads-{number}"));
         let tops = [
             "/sys/fs/cgroup/pids",
             "/sys/fs/cgroup",

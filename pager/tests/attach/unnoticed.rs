@@ -10,7 +10,7 @@ use holo_pager::sys::uffd::Uffd;
 use holo_proto::AddrRange;
 
 use crate::refused::as_nobody;
-use crate::support::{PATIENCE, Target, build, kill, state_of};
+use crate::support::{Target, build, in_time, kill, state_of};
 
 /// The userfaultfd works: it is of a program that runs on.
 #[track_caller]
@@ -178,7 +178,7 @@ fn stop_and_continue_in_the_middle_take_effect() {
     let reaches = move |what: &str, seen: fn(char) -> bool| {
         let since = std::time::Instant::now();
         while !state_of(pid).is_some_and(seen) {
-            assert!(since.elapsed() < PATIENCE, "{what} was lost");
+            in_time(since, what);
             std::thread::yield_now();
         }
     };
@@ -345,7 +345,7 @@ fn a_ring_works_and_is_no_thread_of_the_program() {
         if is_alone(&names) {
             break;
         }
-        assert!(since.elapsed().as_secs() < 5, "{names:?}");
+        in_time(since, "the ring's thread alone");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     let mut ring = AdviceRing::map(made.fd, &RingParams(made.params)).unwrap();
@@ -357,7 +357,7 @@ fn a_ring_works_and_is_no_thread_of_the_program() {
         if let Some(done) = ring.reap() {
             break done;
         }
-        assert!(since.elapsed() < PATIENCE);
+        in_time(since, "the advice");
     };
     assert_eq!((done.tag, done.result), (1, 0));
     let (lines, success) = target.finish();

@@ -13,6 +13,7 @@ use super::figures::Sample;
 use super::helper::{self, Bench, Helper};
 use super::table::{Cell, Table};
 use super::trace::{self, Call, Recording};
+use crate::watchdog::hung;
 
 const BUDGET_MIB: u64 = 16;
 /// How often the memory of the program is looked at.
@@ -73,10 +74,9 @@ fn watch(pid: i32) -> Result<f64> {
         if now < goal {
             break;
         }
-        ensure!(
-            start.elapsed() < DEADLINE,
-            "{now} bytes are still in memory"
-        );
+        if start.elapsed() >= DEADLINE {
+            return Err(hung(&format!("{now} bytes are still in memory")));
+        }
         thread::sleep(LOOK_EVERY);
     }
     let out = whole - goal;

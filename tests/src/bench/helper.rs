@@ -9,13 +9,14 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use holo_proto::Report;
 
 use crate::procs::{self, Proc};
 use crate::torture::build;
 use crate::torture::harness::holo::Binaries;
 use crate::torture::harness::suite::Scratch;
+use crate::watchdog::{self, hung};
 
 /// Longer than anything that a benchmark waits for, on a busy machine too: later is a hang.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -116,9 +117,9 @@ impl Bench {
             .stdin(Stdio::null());
         let name = program.display().to_string();
         let Some(output) = procs::bounded(DEADLINE, move || command.output()) else {
-            describe_all();
+            let error = hung(&format!("{name} does not end"));
             kill_marked(&mark);
-            bail!("{name} does not end");
+            return Err(error);
         };
         let output = output.with_context(|| format!("starting {name}"))?;
         ensure!(
@@ -147,10 +148,7 @@ impl Bench {
             .stdout(Stdio::null());
         // Not `output`: the pager that it leaves behind keeps the pipes open.
         let status = procs::bounded(DEADLINE, move || command.status());
-        let status = status.with_context(|| {
-            describe_all();
-            "holo attach does not return"
-        })??;
+        let status = status.ok_or_else(|| hung("holo attach does not return"))??;
         ensure!(status.success(), "holo attach {pid}: {status}");
         Ok(mark)
     }
@@ -216,8 +214,7 @@ pub fn await_end(mark: &str) -> Result<()> {
     let until = Instant::now() + DEADLINE;
     while !own_processes(mark).is_empty() {
         if Instant::now() >= until {
-            describe_all();
-            bail!("holo does not end");
+            return Err(hung("holo does not end"));
         }
         thread::sleep(LOOK_EVERY);
     }
@@ -257,14 +254,6 @@ pub fn thread_name(pid: i32, tid: i32) -> String {
 fn run_mark() -> String {
     let outer = std::env::var(procs::RUN_ID_VAR).unwrap_or_default();
     format!("{outer}/bench-{}", std::process::id())
-}
-
-/// Says on standard error what every thread waits for, before a hang is ended.
-fn describe_all() {
-    for proc in marked(&run_mark()) {
-        let text = procs::bounded(DEADLINE, move || procs::describe(&proc));
-        eprintln!("{}", text.unwrap_or_default());
-    }
 }
 
 fn marked(mark: &str) -> Vec<Proc> {
@@ -335,7 +324,7 @@ impl Helper {
     pub fn expect(&self, word: &str) -> Result<String> {
         let line = self.lines.recv_timeout(DEADLINE).inspect_err(|&e| {
             if e == RecvTimeoutError::Timeout {
-                describe_all();
+                watchdog::dump(&format!("{} does not say {word:?}", self.name));
             }
         });
         let line = line.with_context(|| format!("{} does not say {word:?}", self.name))?;
@@ -389,6 +378,7 @@ impl Drop for Helper {
             }
             thread::sleep(LOOK_EVERY);
         }
+        watchdog::dump(&format!("{} does not end", self.name));
         kill_marked(&self.mark);
         let _ = self.child.wait();
     }

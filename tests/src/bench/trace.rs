@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::procs;
+use crate::watchdog::hung;
 
 const EVENTS: &str = "raw_syscalls:sys_enter,raw_syscalls:sys_exit";
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -105,7 +106,7 @@ impl Recording {
             let mut said = [0; 4];
             answer.read_exact(&mut said).map(|()| said)
         });
-        let said = said.context("perf does not begin to record")??;
+        let said = said.ok_or_else(|| hung("perf does not begin to record"))??;
         ensure!(&said == b"ack\n", "perf says {said:?}");
         let _ = std::fs::remove_file(order_path);
         let _ = std::fs::remove_file(answer_path);
@@ -139,7 +140,7 @@ impl Recording {
         }
         let mut child = self.perf;
         let ended = procs::bounded(DEADLINE, move || child.wait());
-        ended.context("perf does not end")??;
+        ended.ok_or_else(|| hung("perf does not end"))??;
         let output = Command::new("perf")
             .args([
                 "script",

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::redis::Server;
 use super::scripts::PY_HASH;
@@ -188,7 +188,7 @@ fn command(
 ) -> Result<()> {
     let said = Tool::start(&binaries.holo, arguments)?.wait(COMMAND_DEADLINE)?;
     let Some(said) = said else {
-        bail!("{}", running.hung(&format!("{name} does not return")))
+        return Err(running.hung(&format!("{name} does not return")));
     };
     ensure!(
         said.code == Some(0),
@@ -203,10 +203,10 @@ fn command(
 fn await_marks(running: &mut Running, target: Process) -> Result<()> {
     let until = Instant::now() + MARK_DEADLINE;
     while Traces::of(target)?.marks == 0 {
-        ensure!(
-            Instant::now() < until,
-            "attached, but no mapping was taken within {MARK_DEADLINE:?}"
-        );
+        if Instant::now() >= until {
+            let why = format!("attached, but no mapping was taken within {MARK_DEADLINE:?}");
+            return Err(running.hung(&why));
+        }
         ensure!(running.goes_on()?, "the program ended when it was attached");
     }
     Ok(())
@@ -232,10 +232,10 @@ fn await_clean(running: &mut Running, target: Process, before: &Traces) -> Resul
             );
             return Ok(());
         }
-        ensure!(
-            Instant::now() < until,
-            "left in the program: {now:?}, new descriptors: {extra:?}"
-        );
+        if Instant::now() >= until {
+            let why = format!("left in the program: {now:?}, new descriptors: {extra:?}");
+            return Err(running.hung(&why));
+        }
         ensure!(running.goes_on()?, "the program ended when it was detached");
     }
 }

@@ -155,7 +155,9 @@ impl<'a> Held<'a> {
     fn await_paging(&mut self) -> Result<()> {
         let until = Instant::now() + PAGING;
         while self.status()?.faults_remote == 0 {
-            ensure!(Instant::now() < until, "held, but not paged");
+            if Instant::now() >= until {
+                return Err(self.running.hung("held, but not paged"));
+            }
             if !self.running.goes_on()? {
                 return Err(tree::ended(&mut self.running, "a page came back"));
             }

@@ -89,9 +89,7 @@ pub fn await_traces(
             return Ok(());
         }
         if Instant::now() >= until {
-            return Err(running
-                .hung(&format!("{what}: {now:?}"))
-                .context(what.to_owned()));
+            return Err(running.hung(&format!("{what}: {now:?}")));
         }
     }
 }

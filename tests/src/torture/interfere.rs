@@ -64,7 +64,8 @@ fn reaches(running: &mut Running, target: Process, stopped: bool) -> Result<bool
             None | Some('Z' | 'X') => return Ok(false),
             Some(state) if (state == 'T') == stopped => return Ok(true),
             Some(state) if Instant::now() >= until => {
-                bail!("in state {state} {STOP_DEADLINE:?} after the signal")
+                let why = format!("in state {state} {STOP_DEADLINE:?} after the signal");
+                return Err(running.hung(&why));
             }
             Some(_) => running.goes_on()?,
         };

@@ -13,7 +13,7 @@ use holo_pager::sys::ring::{Advice, AdviceRing};
 use holo_pager::sys::uffd::{CopyMode, EVENT_WORDS, Event, Uffd};
 use holo_pager::sys::{spawn, table};
 use holo_proto::{Addr, AddrRange, SUBPAGE_BYTES, SubpageMask};
-use holo_tests::watchdog::{Guard, Watchdog};
+use holo_tests::watchdog::{Guard, Watchdog, give_up};
 
 use crate::agent::{Agent, Step};
 
@@ -45,7 +45,9 @@ pub(crate) fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(since.elapsed() < STEP_BOUND, "waited too long for {what}");
+        if since.elapsed() >= STEP_BOUND {
+            give_up(&format!("waited too long for {what}"));
+        }
         thread::sleep(Duration::from_micros(200));
     }
 }

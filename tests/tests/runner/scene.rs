@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use holo_tests::watchdog::give_up;
+
 /// Nothing that a test waits for takes this long unless it hangs.
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -227,7 +229,9 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(started.elapsed() < BOUND, "{what}: not in {BOUND:?}");
+        if started.elapsed() >= BOUND {
+            give_up(&format!("{what}: not in {BOUND:?}"));
+        }
         thread::sleep(Duration::from_millis(10));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::family::Family;
 use super::process::Process;
 use super::suite::print_line;
-use crate::procs;
+use crate::{procs, watchdog};
 
 /// How long the description of one process may take.
 const DESCRIBE_WAIT: Duration = Duration::from_secs(5);
@@ -14,11 +14,16 @@ const DESCRIBE_WAIT: Duration = Duration::from_secs(5);
 /// Time in which a process that only is slow must have done something.
 const PROGRESS_TIME: Duration = Duration::from_secs(1);
 
-/// Prints state, wait channel, system call and kernel stack of every thread of the family.
+/// Prints state, wait channel, system call and kernel stack of every thread of the family, then of the tools beside it.
 pub fn threads(family: &mut Family, why: &str) {
     print_line(&format!("# watchdog: {why}"));
     progress(family);
-    for member in family.members() {
+    let mut members = family.members();
+    let others = watchdog::everything()
+        .into_iter()
+        .filter(|other| members.iter().all(|member| member.id != other.id));
+    members.extend(others.collect::<Vec<_>>());
+    for member in members {
         let program = Process::from(&member).program().unwrap_or_default();
         let text = procs::bounded(DESCRIBE_WAIT, move || procs::describe(&member))
             .unwrap_or_else(|| "a process that /proc does not describe in time".to_owned());

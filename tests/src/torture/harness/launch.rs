@@ -366,7 +366,7 @@ impl Running {
         dump::threads(&mut self.family, why);
         print_line(&format!("# standard error: {}", self.stderr_end()));
         self.kill_all();
-        anyhow::anyhow!("hung")
+        anyhow::anyhow!("hung: {why}")
     }
 
     fn kill_all(&mut self) {

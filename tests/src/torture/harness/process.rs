@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::procs::{Proc, bounded};
+use crate::watchdog::hung;
 
 /// How long a file may take to read that the kernel fills under the process's memory lock.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
@@ -106,7 +107,7 @@ impl Process {
         let path = format!("/proc/{}/{file}", self.pid);
         let name = path.clone();
         bounded(READ_DEADLINE, move || fs::read_to_string(path))
-            .with_context(|| format!("{name} cannot be read within {READ_DEADLINE:?}"))?
+            .ok_or_else(|| hung(&format!("{name} cannot be read within {READ_DEADLINE:?}")))?
             .with_context(|| format!("reading {name}"))
     }
 

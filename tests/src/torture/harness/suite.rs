@@ -264,7 +264,8 @@ mod tests {
 
     #[test]
     fn an_overrun_is_a_hang() {
-        assert_eq!(bare("sleep 60", 1).unwrap_err().to_string(), "hung");
+        let error = bare("sleep 60", 1).unwrap_err().to_string();
+        assert_eq!(error, "hung: the deadline has passed");
     }
 
     #[test]

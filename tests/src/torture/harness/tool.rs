@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use super::LOOK_EVERY;
 use super::launch::Running;
 use super::process::Process;
+use crate::watchdog;
 
 /// A command that runs beside; killed when dropped before its end.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl Tool {
         Ok(self.child.try_wait()?.is_some())
     }
 
-    /// Waits for its end; none when the time is over: then it has been killed.
+    /// Waits for its end; none when the time is over: then everything has been described, and it killed.
     ///
     /// # Errors
     /// It cannot be waited for.
@@ -98,6 +99,7 @@ impl Tool {
         let until = Instant::now() + time;
         while !self.ended()? {
             if Instant::now() >= until {
+                watchdog::dump(&format!("{} has not ended after {time:?}", self.name));
                 return Ok(None);
             }
             thread::sleep(LOOK_EVERY);
