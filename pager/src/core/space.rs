@@ -337,7 +337,8 @@ impl Space {
     }
 
     /// Where that is now which was in `range` of this process, or of a parent before it forked, when somebody looked and
-    /// saw mappings in `seen`. That was after the last move to there, but for moves of what was seen where it came from.
+    /// saw mappings in `seen`. When that was, all moves together tell; where they do not, it was after the last move to
+    /// there, but for moves of what was seen where it came from.
     pub(crate) fn since_look(&self, of: SpaceId, range: AddrRange, seen: &Ranges) -> Ranges {
         let mut now = Ranges::new();
         let Some(i) = self.lineage.iter().position(|l| l.0 == of) else {
@@ -349,9 +350,11 @@ impl Space {
             let end = to.offset(from.len());
             AddrRange { start: to, end }.overlaps(range) && !seen.without(from).is_empty()
         };
-        let last = self.moves[first..end].iter().rposition(arrived);
+        let moves = &self.moves[first..end];
+        let looked = moved_before(moves, seen)
+            .unwrap_or_else(|| moves.iter().rposition(arrived).map_or(0, |k| k + 1));
         now.add(range);
-        for &(from, to) in &self.moves[last.map_or(first, |k| first + k + 1)..] {
+        for &(from, to) in &self.moves[first + looked..] {
             let along: Vec<_> = now
                 .iter()
                 .map(|r| r.intersect(from))
@@ -398,6 +401,35 @@ impl Space {
             }
         }
     }
+}
+
+/// How many of `moves` were before somebody looked and saw mappings in `seen`: all that had moved was there then, and all that
+/// was to move, each where it was at that time. The fewest that can be, `None` if no number can.
+fn moved_before(moves: &[(AddrRange, Addr)], seen: &Ranges) -> Option<usize> {
+    const MOST: usize = 64;
+    if moves.len() > MOST {
+        return None;
+    }
+    let is_in = |there: &Ranges, r: AddrRange| there.without(r).is_empty();
+    let moves_on = |there: &mut Ranges, &(from, to): &(AddrRange, Addr)| {
+        let end = to.offset(from.len());
+        there.remove(from);
+        there.add(AddrRange { start: to, end });
+    };
+    (0..=moves.len()).find(|&count| {
+        let (before, after) = moves.split_at(count);
+        let mut moved = Ranges::new();
+        for step in before {
+            moves_on(&mut moved, step);
+        }
+        let mut there = seen.clone();
+        moved.iter().all(|r| is_in(seen, r))
+            && after.iter().all(|step| {
+                let was_there = is_in(&there, step.0);
+                moves_on(&mut there, step);
+                was_there
+            })
+    })
 }
 
 #[cfg(test)]
@@ -447,6 +479,32 @@ mod tests {
         s.sweep_after = Nanos(1 << 40);
         s.end_rest(Nanos(1 << 30));
         assert_eq!(s.sweep_after, Nanos(1 << 40));
+    }
+
+    #[test]
+    fn all_moves_together_tell_when_somebody_looked() {
+        let mut s = Space::new(SpaceId(0), false, 16);
+        let wiped = AddrRange::new(0x14000, 0x1a000);
+        let mut seen = Ranges::new();
+        seen.add(wiped);
+        // Away, and a part of it back to where the wiped mapping was seen: the look was before both.
+        s.moves.push((wiped, Addr(0x1e000)));
+        let part = AddrRange::new(0x20000, 0x21000);
+        s.moves.push((part, Addr(0x18000)));
+        let now = s.since_look(SpaceId(0), wiped, &seen);
+        let now: Vec<_> = now.iter().map(|r| (r.start.0, r.end.0)).collect();
+        let all = [(0x18000, 0x19000), (0x1e000, 0x20000), (0x21000, 0x24000)];
+        assert_eq!(now, all);
+        // Seen where it ended: it was after both.
+        let moves = std::mem::take(&mut s.moves);
+        let mut ended = Ranges::new();
+        for (start, end) in all {
+            ended.add(AddrRange::new(start, end));
+        }
+        assert_eq!(moved_before(&moves, &ended), Some(2));
+        assert_eq!(moved_before(&moves, &seen), Some(0));
+        // Something else is gone: nobody can tell.
+        assert_eq!(moved_before(&moves, &Ranges::new()), None);
     }
 
     #[test]
