@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -112,6 +113,12 @@ impl Filler {
         );
     }
 
+    fn open_userfaultfd(&mut self) {
+        let mut input = self.child.stdin.as_ref().unwrap();
+        writeln!(input, "userfaultfd").unwrap();
+        assert_eq!(self.line(), "True\n");
+    }
+
     fn limit_threads(&self, most: &str) {
         let done = as_user(self.uid)
             .args(["prlimit", "--pid", &self.pid, &format!("--nproc={most}:")])
@@ -121,8 +128,19 @@ impl Filler {
 
     fn finish(mut self) {
         drop(self.child.stdin.take());
+        self.ends_with(0);
+    }
+
+    /// Has it end with this exit code.
+    fn end(mut self, code: i32) {
+        let mut input = self.child.stdin.as_ref().unwrap();
+        writeln!(input, "end {code}").unwrap();
+        self.ends_with(code);
+    }
+
+    fn ends_with(&mut self, code: i32) {
         assert_eq!(self.line(), "True\n", "its memory is as it filled it");
-        assert!(self.child.wait().unwrap().success());
+        assert_eq!(self.child.wait().unwrap().code(), Some(code));
     }
 }
 
@@ -432,6 +450,15 @@ fn marks_and_ring_threads(pid: &str) -> [usize; 2] {
     [smaps.lines().filter(is_marked).count(), of_a_ring.count()]
 }
 
+/// What holo made in a process is gone again.
+#[track_caller]
+fn nothing_is_left_in(pid: &str) {
+    assert_eq!(userfaultfds(pid), Vec::<PathBuf>::new());
+    assert_eq!(marks_and_ring_threads(pid)[0], 0, "mappings are marked");
+    // They end by themselves.
+    wait_until("no ring", || marks_and_ring_threads(pid)[1] == 0);
+}
+
 #[test]
 fn a_detach_leaves_nothing_in_a_small_child_that_sleeps() {
     let mut filler = Filler::start(64135);
@@ -455,12 +482,8 @@ fn a_detach_leaves_nothing_in_a_small_child_that_sleeps() {
         }
         let said = to_the_end(&mut holo(&["detach", &pid]));
         assert!(said.status.success(), "{}", text(&said.stderr));
-        for left in [&pid, &child] {
-            assert_eq!(userfaultfds(left), Vec::<PathBuf>::new());
-            assert_eq!(marks_and_ring_threads(left)[0], 0, "mappings are marked");
-            // They end by themselves.
-            wait_until("no ring", || marks_and_ring_threads(left)[1] == 0);
-        }
+        nothing_is_left_in(&pid);
+        nothing_is_left_in(&child);
         filler.wake(&child);
     }
     filler.finish();
@@ -599,6 +622,282 @@ fn what_cannot_be_paged_is_said_once_and_does_not_count_as_fitting() {
     assert!(error.contains("3 processes were not limited"), "{error}");
     let report: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
     assert_eq!(report["processes_left_alone"], 3, "{report}");
+}
+
+/// A stretch of private anonymous memory: its beginning, its end, and the kernel's flags of it.
+type Stretch = (u64, u64, String);
+
+/// The private anonymous memory of a process, in order. Mappings that touch and are alike are one stretch: what was split
+/// need not be one mapping again. The flag "sd" is left out: it says what was done to a mapping, not what it is.
+fn anonymous_memory(pid: &str) -> Vec<Stretch> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut all: Vec<Stretch> = Vec::new();
+    let mut place = None;
+    for line in smaps.lines() {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        match words[..] {
+            [range, mode, _, _, inode, ..] if !range.ends_with(':') => {
+                let number = |hex| u64::from_str_radix(hex, 16).unwrap();
+                let (start, end) = range.split_once('-').unwrap();
+                place = (mode.ends_with('p') && inode == "0").then(|| (number(start), number(end)));
+            }
+            ["VmFlags:", ref flags @ ..] => {
+                let Some((start, end)) = place else { continue };
+                let flags: Vec<&str> = flags.iter().copied().filter(|f| *f != "sd").collect();
+                let flags = flags.join(" ");
+                match all.last_mut() {
+                    Some(last) if last.1 == start && last.2 == flags => last.1 = end,
+                    _ => all.push((start, end, flags)),
+                }
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
+/// The pages of it that are in memory.
+fn resident_pages(pid: &str) -> BTreeSet<u64> {
+    let pagemap = fs::File::open(format!("/proc/{pid}/pagemap")).unwrap();
+    let mut pages = BTreeSet::new();
+    for (start, end, _) in anonymous_memory(pid) {
+        let mut entries = vec![0; usize::try_from((end - start) / 512).unwrap()];
+        // Nothing is told of pages of the kernel's that a process may read (vsyscall).
+        let told = pagemap.read_at(&mut entries, start / 512).unwrap();
+        let is_there = |entry: &[u8]| entry[7] & 0x80 != 0;
+        let there = (start..).step_by(4096).zip(entries[..told].chunks(8));
+        pages.extend(there.filter(|(_, entry)| is_there(entry)).map(|(at, _)| at));
+    }
+    pages
+}
+
+fn mib(pages: &BTreeSet<u64>) -> usize {
+    pages.len() >> 8
+}
+
+#[test]
+fn after_a_detach_all_memory_is_where_and_what_it_was() {
+    let mut filler = Filler::start(64137);
+    let pid = filler.pid.clone();
+    filler.fill(48);
+    let before = (anonymous_memory(&pid), resident_pages(&pid));
+    assert!(mib(&before.1) >= 48, "{before:x?}");
+    let said = to_the_end(&mut holo(&["attach", &pid, "--local-memory", "16M"]));
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    wait_until("all beyond the budget is away", || {
+        mib(&resident_pages(&pid)) <= 16
+    });
+    assert!(status(&pid)["bytes_evicted"].as_u64() >= Some(32 << 20));
+    assert_ne!(anonymous_memory(&pid), before.0, "what is held is marked");
+    let said = to_the_end(&mut holo(&["detach", &pid]));
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    let after = (anonymous_memory(&pid), resident_pages(&pid));
+    assert_eq!(after.0, before.0);
+    // A page of zeros needs no memory, wherever it has been.
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    for &page in before.1.difference(&after.1) {
+        let mut bytes = [1; 4096];
+        memory.read_exact_at(&mut bytes, page).unwrap();
+        assert_eq!(bytes, [0; 4096], "page {page:x} is not resident");
+    }
+    nothing_is_left_in(&pid);
+    filler.finish();
+}
+
+/// Those that a process started and that run: nobody need have waited for those that ended.
+fn children_of(pid: &str) -> Vec<String> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let runs = |child: &&str| {
+        let status = fs::read_to_string(format!("/proc/{child}/status"));
+        status.is_ok_and(|status| !status.contains("\nState:\tZ"))
+    };
+    let running = children.split_whitespace().filter(runs);
+    running.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_command_of_holo_exec_is_let_go_of_and_goes_on() {
+    let folder = Folder::new("let-go");
+    let report = folder.0.join("report.json");
+    // It is asked for by its own id, or by that of holo-exec.
+    for by_its_own in [true, false] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holo-exec"));
+        command
+            .args(["-q", "--local-memory", "16M", "--report"])
+            .arg(&report)
+            .args(["--", PYTHON, FILLER]);
+        let mut filler = Filler::begin(0, &mut command);
+        let exec = filler.pid.clone();
+        let is_command =
+            |pid: &String| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap() == "python3\n";
+        let pid = children_of(&exec).into_iter().find(is_command).unwrap();
+        filler.fill(48);
+        wait_until("it is evicted from", || {
+            status(&exec)["pages_evicted"].as_u64().unwrap() >= 256
+        });
+        assert_eq!(userfaultfds(&pid).len(), 1);
+        assert!(marks_and_ring_threads(&pid)[0] > 0);
+        let asked_for = if by_its_own { &pid } else { &exec };
+        let said = to_the_end(&mut holo(&["detach", asked_for]));
+        assert!(said.status.success(), "{}", text(&said.stderr));
+        nothing_is_left_in(&pid);
+        assert!(mib(&resident_pages(&pid)) >= 48);
+        wait_until("holo-exec has no other child", || {
+            children_of(&exec) == [pid.clone()]
+        });
+        // It is not taken again, and ends as it wants.
+        filler.fill(48);
+        nothing_is_left_in(&pid);
+        assert!(mib(&resident_pages(&pid)) >= 96);
+        filler.end(7);
+        let report = fs::read(&report).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        assert_eq!(report["exit_code"], 7, "{report}");
+        assert!(report["pages_evicted"].as_u64() >= Some(256), "{report}");
+    }
+}
+
+/// In the environment of holo's processes: whose they are.
+const MARK: &str = "HOLO_TEST_MARK";
+
+/// Processes with this mark.
+fn those_marked(mark: &str) -> Vec<String> {
+    let wanted = format!("{MARK}={mark}");
+    let is_marked = |at: &PathBuf| {
+        let all = fs::read(at.join("environ")).unwrap_or_default();
+        all.split(|&b| b == 0).any(|one| one == wanted.as_bytes())
+    };
+    let all = fs::read_dir("/proc").unwrap();
+    all.map(|entry| entry.unwrap().path())
+        .filter(is_marked)
+        .map(|at| fs::read_to_string(at.join("comm")).unwrap_or_default())
+        .collect()
+}
+
+/// `attach` is refused, with this cause and this remedy; nobody of holo's lives on.
+#[track_caller]
+fn is_refused(attach: &mut Command, pid: &str, cause: &str, remedy: &str) {
+    let mark = format!("{}-{pid}", std::process::id());
+    attach.args(["attach", pid, "--local-memory", "16M"]);
+    let said = to_the_end(attach.env(MARK, &mark));
+    let error = text(&said.stderr);
+    assert_eq!(said.status.code(), Some(1), "{error}");
+    assert_eq!(text(&said.stdout), "");
+    assert!(error.starts_with("holo: "), "{error}");
+    for part in [pid, cause, remedy] {
+        assert!(error.contains(part), "no {part:?} in {error}");
+    }
+    assert!(!is_known(pid));
+    wait_until("holo has ended", || those_marked(&mark).is_empty());
+}
+
+/// The same of a program that goes on as if nothing had happened.
+#[track_caller]
+fn is_refused_and_goes_on(attach: &mut Command, filler: &mut Filler, cause: &str, remedy: &str) {
+    let pid = filler.pid.clone();
+    let look = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let is_asked = |line: &&str| line.starts_with("Threads:") || line.starts_with("TracerPid:");
+        let status: Vec<String> = status.lines().filter(is_asked).map(str::to_owned).collect();
+        (status, descriptors(&pid), anonymous_memory(&pid))
+    };
+    let before = look();
+    is_refused(attach, &pid, cause, remedy);
+    assert_eq!(look(), before);
+    filler.fill(32);
+    assert_eq!(marks_and_ring_threads(&pid), [0, 0]);
+}
+
+#[test]
+fn whoever_lacks_the_right_is_refused() {
+    let folder = Folder::new("no-right");
+    let mut filler = Filler::start(64138);
+    // The folder that it was built in may be closed to others.
+    let copy = folder.0.join("holo");
+    fs::copy(env!("CARGO_BIN_EXE_holo"), &copy).unwrap();
+    // Holo locks memory before it looks at the process: that right it has.
+    let mut stranger = as_user(64139);
+    stranger
+        .args(["--inh-caps=+ipc_lock", "--ambient-caps=+ipc_lock"])
+        .arg(copy);
+    is_refused_and_goes_on(
+        &mut stranger,
+        &mut filler,
+        "it belongs to user 64138 and holo runs as user 64139",
+        "run holo as that user or as root",
+    );
+    filler.finish();
+}
+
+#[test]
+fn a_thread_of_the_kernel_is_refused() {
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    let is_kernels = |stat: &str| {
+        // The name, in parentheses, may hold anything.
+        let behind_name = &stat[stat.rfind(')').unwrap()..];
+        let flags = behind_name.split(' ').nth(7).unwrap();
+        flags.parse::<u64>().unwrap() & PF_KTHREAD != 0
+    };
+    let mut all = fs::read_dir("/proc").unwrap();
+    let pid = all.find_map(|entry| {
+        let at = entry.unwrap().path();
+        let stat = fs::read_to_string(at.join("stat")).ok()?;
+        let pid = at.file_name()?.to_str()?.parse::<u32>().ok()?;
+        is_kernels(&stat).then(|| pid.to_string())
+    });
+    let pid =
+        pid.expect("threads of the kernel are only seen in the first namespace of process ids");
+    is_refused(
+        &mut holo(&[]),
+        &pid,
+        "is a thread of the kernel",
+        "give a program's process id",
+    );
+}
+
+#[test]
+fn a_program_that_is_traced_is_refused_until_it_is_not() {
+    let mut filler = Filler::start(64140);
+    let pid = filler.pid.clone();
+    let traces = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/traces.py");
+    let mut tracer = Command::new(PYTHON)
+        .args([traces, &pid])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut out = BufReader::new(tracer.stdout.take().unwrap());
+    out.read_line(&mut line).unwrap();
+    assert_eq!(line, "traces\n");
+    is_refused_and_goes_on(
+        &mut holo(&[]),
+        &mut filler,
+        &format!("is traced by process {}", tracer.id()),
+        "detach that one, then try again",
+    );
+    drop(tracer.stdin.take());
+    assert!(tracer.wait().unwrap().success());
+    let said = to_the_end(&mut holo(&["attach", &pid, "--local-memory", "16M"]));
+    assert!(said.status.success(), "{}", text(&said.stderr));
+    assert!(holo(&["detach", &pid]).output().unwrap().status.success());
+    filler.finish();
+}
+
+#[test]
+fn a_program_that_uses_userfaultfd_is_refused() {
+    let mut filler = Filler::start(64141);
+    filler.open_userfaultfd();
+    let own = userfaultfds(&filler.pid);
+    assert_eq!(own.len(), 1);
+    is_refused_and_goes_on(
+        &mut holo(&[]),
+        &mut filler,
+        "uses userfaultfd itself",
+        "stop that use, or leave the process alone",
+    );
+    assert_eq!(userfaultfds(&filler.pid), own);
+    filler.finish();
 }
 
 #[test]

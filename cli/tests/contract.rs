@@ -10,11 +10,14 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use holo_proto::Report;
 use serde_json::{Value, json};
 
-use common::{Folder, PYTHON, bare, holo_exec, line_of, report, script, start, text};
+use common::{
+    Folder, PYTHON, await_that, bare, holo, holo_exec, json, line_of, report, script, start, text,
+};
 
 #[test]
 fn exit_codes_are_the_commands() {
@@ -408,6 +411,111 @@ fn the_report_has_all_its_fields() {
     assert_eq!(report["integrity_failures"], 0);
     assert!(report["pages_evicted"].as_u64().unwrap() > 100, "{report}");
     assert!(report["bytes_refaulted"].as_u64().unwrap() > 0, "{report}");
+}
+
+/// The number that a report has under this name: `field`, or `field.part`.
+fn number(report: &Value, name: &str) -> f64 {
+    let value = report.pointer(&format!("/{}", name.replace('.', "/")));
+    let number = value.and_then(Value::as_f64);
+    number.unwrap_or_else(|| panic!("{name}: {report}"))
+}
+
+#[test]
+fn the_report_says_what_was_done() {
+    const MIB: f64 = 1048576.0;
+    const PAGE: f64 = 65536.0;
+    const SUBPAGE: f64 = 4096.0;
+    let folder = Folder::new("done");
+    let file = folder.file("report.json");
+    let script = script("counted.py");
+    let path = script.get_args().next().unwrap().to_str().unwrap();
+    let options = [
+        "-q",
+        "--local-memory",
+        "16M",
+        "--report",
+        file.to_str().unwrap(),
+    ];
+    let before = Instant::now();
+    let mut child = start(holo_exec(&options, &[PYTHON, path]));
+    let pid = child.pid().to_string();
+    // After each step all that it has filled leaves, but for the budget and a little more.
+    let mut step = |line, filled_mib| {
+        assert_eq!(child.line(), line);
+        await_that("eviction", || {
+            let said = holo(&["status", &pid, "--json"]).output().unwrap();
+            let status = json(&text(&said.stdout));
+            let n = |name| number(&status, name);
+            let away = n("bytes_evicted") - n("bytes_refaulted");
+            away >= (filled_mib - 17.0) * MIB && n("faults_waiting") == 0.0
+        });
+        child.0.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    };
+    step("filled", 32.0);
+    let since_filled = Instant::now();
+    step("full", 64.0);
+    let least_s = since_filled.elapsed().as_secs_f64();
+    step("right", 64.0);
+    assert!(child.0.wait().unwrap().success());
+    let most_s = before.elapsed().as_secs_f64();
+
+    let report = report(&file);
+    let n = |name| number(&report, name);
+    let away = 64.0 - 17.0;
+    let whole = 64.0 + 16.0; // with the memory of Python itself
+    let cpus = std::thread::available_parallelism().unwrap().get() as f64;
+    for (name, least, most) in [
+        ("exit_code", 0.0, 0.0),
+        ("wall_s", least_s, most_s),
+        ("processes", 1.0, 1.0),
+        // Eviction begins a 32nd below the budget.
+        ("resident_peak_bytes", 15.5 * MIB, whole * MIB),
+        ("resident_bytes", 0.0, 0.0),
+        ("faults_waiting", 0.0, 0.0),
+        // The second half was touched for the first time, in sequence, when it was held.
+        ("faults_zero", 32.0 * MIB / PAGE, whole * MIB / SUBPAGE),
+        (
+            "faults_remote",
+            away * MIB / PAGE / 2.0,
+            2.0 * whole * MIB / SUBPAGE,
+        ),
+        ("bytes_refaulted", away * MIB, 2.0 * whole * MIB),
+        ("bytes_evicted", n("bytes_refaulted"), 4.0 * whole * MIB),
+        (
+            "pages_evicted",
+            n("bytes_evicted") / PAGE,
+            n("bytes_evicted") / SUBPAGE,
+        ),
+        ("pages_left_alone.stack", 1.0, 64.0),
+        ("pages_left_alone.locked", 32.0, 32.0),
+        ("pages_left_alone.pinned", 0.0, 0.0),
+        ("pages_left_alone.shared", 64.0, 70.0),
+        ("pages_left_alone.file", 1.0, 1000.0),
+        ("processes_left_alone", 0.0, 0.0),
+        ("store_bytes_raw", away * MIB, whole * MIB),
+        ("store_bytes_stored", MIB / 4.0, n("store_bytes_raw") / 4.0),
+        ("integrity_failures", 0.0, 0.0),
+        ("attach_stop_us_max", 1.0, most_s * 1e6),
+        ("takeovers", 0.0, 0.0),
+        ("fault_us.p50", 0.1, n("fault_us.p90")),
+        ("fault_us.p99", n("fault_us.p90"), n("fault_us.p999")),
+        ("fault_us.max", n("fault_us.p999"), most_s * 1e6),
+        // Those that found a page protected may have been decided twice.
+        (
+            "fault_us.count",
+            n("faults_zero") + n("faults_remote"),
+            n("faults_zero") + n("faults_remote") + n("faults_wp"),
+        ),
+        // With one process there is one batch at a time.
+        ("evict_bytes_per_s", n("bytes_evicted") / most_s, 1e12),
+        ("holo_cpu_s", 0.001, most_s * cpus),
+    ] {
+        let is = n(name);
+        assert!(
+            (least..=most).contains(&is),
+            "{name} is {is}, not from {least} to {most}: {report}"
+        );
+    }
 }
 
 #[test]

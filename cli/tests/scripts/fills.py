@@ -1,7 +1,7 @@
 # fills.py [DESCRIPTORS]: opens so many, and fills so many MiB for each number on its input. "fork" makes a child that
-# writes to all of it and ends with its parent, "nap" one that sleeps until SIGUSR1 and then looks at it. At the end of
-# its input it looks at all of it itself.
-import os, signal, sys, time
+# writes to all of it and ends with its parent, "nap" one that sleeps until SIGUSR1 and then looks at it. "userfaultfd"
+# opens one. At the end of its input it looks at all of it itself; so it does for "end CODE", and ends with that.
+import ctypes, os, signal, sys, time
 
 kept = []
 parent = os.getpid()
@@ -32,6 +32,12 @@ for line in sys.stdin:
             print("child", is_right(), flush=True)
             os._exit(0)
         print(child, flush=True)
+    elif line == "userfaultfd\n":
+        SYS_userfaultfd, UFFD_USER_MODE_ONLY = 323, 1
+        print(ctypes.CDLL(None).syscall(SYS_userfaultfd, UFFD_USER_MODE_ONLY) >= 0, flush=True)
+    elif line.startswith("end "):
+        print(is_right(), flush=True)
+        sys.exit(int(line[4:]))
     else:
         kept.append(bytearray(b"%d" % (len(kept) % 10)) * (int(line) << 20))
         print("filled", flush=True)

@@ -10,13 +10,15 @@ use crate::store::api::{Location, PageStore};
 impl<'m, S: PageStore> Core<'m, S> {
     /// A successor's core: checks the map, finds the spaces and rebuilds what was not written down. The
     /// shell then says what the kernel has registered ([`super::Input::Registered`]) and when each ring is quiet.
-    /// `store` gets the live locations and recovers from them.
+    /// `store` gets the live locations and recovers from them. `now`: from when on the faults that the predecessor read
+    /// count as waiting.
     ///
     /// # Errors
     /// The map is damaged, or the store refuses: the processes must be stopped.
     pub fn recover<E: From<MapError>>(
         memory: Memory<'m>,
         config: Config,
+        now: Nanos,
         store: impl FnOnce(&[Location]) -> Result<S, E>,
     ) -> Result<Self, E> {
         let mut map = Map::recover(memory.map)?;
@@ -36,6 +38,7 @@ impl<'m, S: PageStore> Core<'m, S> {
         });
         let store = store(&live)?;
         let mut core = Self::with_map(map, memory, store, config);
+        core.now = now;
         for s in unfinished {
             core.notes.set_doubts(s, &[]);
             core.notes.set_hits(s, std::iter::empty());
@@ -106,11 +109,52 @@ impl<'m, S: PageStore> Core<'m, S> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
     use holo_proto::SubpageIndex;
 
-    use super::super::Input;
+    use super::super::event::Event;
+    use super::super::journal::Journal;
     use super::super::scripted::{Hollow, config, memory};
+    use super::super::{Input, Next, Op, Outcome};
     use super::*;
+
+    fn recovered(memory: Memory<'static>, now: Nanos) -> Core<'static, Hollow> {
+        Core::recover(memory, config(), now, |_| {
+            Ok::<_, MapError>(Hollow::default())
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_fault_that_a_predecessor_read_waits_since_the_take_over() {
+        let memory = memory();
+        let mut dead = Core::create(memory, Hollow::default(), config()).unwrap();
+        let space = dead.add_space(0).unwrap();
+        let journal = Journal::open(memory.journal);
+        journal.begin(space);
+        let fault = Event::Fault {
+            at: Addr(1 << 20),
+            write: true,
+            protect: false,
+            thread: 0,
+        };
+        for (slot, word) in journal.slots().iter().zip(fault.encode()) {
+            slot.store(word, Relaxed);
+        }
+        drop(dead);
+        let mut core = recovered(memory, Nanos(7_000_000_000));
+        let range = AddrRange::new(1 << 20, 2 << 20);
+        core.handle(Nanos(7_000_000_000), Input::Registered { space, range });
+        let now = Nanos(7_000_001_000);
+        while let Next::Op(op) = core.next(now) {
+            let none = Outcome::Events { count: 0, gone: 0 };
+            let reads = matches!(op, Op::ReadEvents { .. });
+            core.complete(now, if reads { none } else { Outcome::Done });
+        }
+        assert_eq!(core.stats().latency.count(), 1);
+        assert_eq!(core.stats().latency.max_ns(), 1000);
+    }
 
     #[test]
     fn one_quiesce_ends_all_marks_of_a_predecessor() {
@@ -122,8 +166,7 @@ mod tests {
             dead.map.replace(space, SubpageIndex(at), entry).unwrap();
         }
         drop(dead);
-        let recovered = Core::recover(memory, config(), |_| Ok::<_, MapError>(Hollow::default()));
-        let mut core = recovered.unwrap();
+        let mut core = recovered(memory, Nanos(0));
         let s = core.space(space).unwrap();
         // None counts that the predecessor saw.
         assert_eq!((s.quiesce_count, s.next_quiesce()), (3, 3));

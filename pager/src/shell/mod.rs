@@ -48,7 +48,7 @@ use holo_proto::{PAGE_BYTES, Report, SpaceId};
 
 use crate::core::{
     Config, Core, EVENT_WORDS, JOURNAL_SLOTS, JOURNAL_WORDS, Map, MapError, Memory, NOTE_WORDS,
-    SlotState, Words,
+    Nanos, SlotState, Words,
 };
 use crate::store::EmbeddedStore;
 use crate::store::api::StoreError;
@@ -607,7 +607,8 @@ fn recover(
     limit: u64,
     config: Config,
 ) -> Result<LiveCore, Unrecoverable> {
-    let mut core = Core::recover(memory, config, |live| {
+    let now = Nanos(clock::monotonic_ns());
+    let mut core = Core::recover(memory, config, now, |live| {
         EmbeddedStore::recover(arena, limit, live.iter().copied()).map_err(Unrecoverable::from)
     })?;
     core.set_stats(control.stats());

@@ -265,8 +265,9 @@ impl Run<'_> {
             });
             self.sim.kernel.pager_since_ns = self.sim.kernel.now_ns;
             let (memory, config, store) = (self.memory, self.config, self.store.clone());
+            let now = Nanos(self.sim.kernel.now_ns);
             let recovered = catch_unwind(AssertUnwindSafe(|| {
-                Core::recover(memory, config, |live| {
+                Core::recover(memory, config, now, |live| {
                     Ok::<_, MapError>(store.recovered(live))
                 })
             }));

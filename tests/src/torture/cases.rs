@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use holo_proto::Report;
 
 use super::harness::launch::{End, Plan};
 use super::harness::suite::{Case, Run};
+use super::harness::verdict;
 use super::{build, cgroup, huge, interfere, many, sabotage, slow_pipe, terminal};
 
 /// A case in which the driver takes part; the folder takes the compiled programs.
@@ -27,6 +29,8 @@ pub struct Program {
     pub works: Option<&'static str>,
     /// A statement of a stated limit: zero in a bare run, counted under holo.
     pub limit: Option<&'static str>,
+    /// Counts of the report that what it does makes certain, by name, and what they are at least.
+    pub counted: &'static [(&'static str, u64)],
     /// Why its resident memory is only told, and not judged.
     pub residence_told: Option<&'static str>,
 }
@@ -39,12 +43,16 @@ const fn plain(name: &'static str, size_mib: u64, seconds: u64, bare_peak_mib: u
         bare_peak_mib,
         works: None,
         limit: None,
+        counted: &[],
         residence_told: None,
     }
 }
 
 /// Threads write the page being evicted; also the load of the cases in which the driver interferes.
-pub const WRITE_RACE: Program = plain("write_race", 256, 8, 257);
+pub const WRITE_RACE: Program = Program {
+    counted: &[("pages_left_alone.shared", 1)],
+    ..plain("write_race", 256, 8, 257)
+};
 
 /// The programs that run by themselves.
 pub const PROGRAMS: &[Program] = &[
@@ -64,11 +72,21 @@ pub const PROGRAMS: &[Program] = &[
         ..plain("pi", 128, 8, 129)
     },
     plain("mremap", 128, 8, 129),
-    plain("madvise", 128, 8, 108),
+    Program {
+        counted: &[("faults_zero", 1)],
+        ..plain("madvise", 128, 8, 108)
+    },
     plain("mprotect", 96, 8, 97),
     plain("mapfixed", 96, 8, 90),
     Program {
         works: Some("fork_chains"),
+        // A thread counts in the same few pages all the time.
+        counted: &[
+            ("faults_wp", 1),
+            ("pages_stayed.written", 1),
+            ("pages_stayed.shared", 1),
+            ("processes", 5),
+        ],
         ..plain("forkchain", 32, 8, 63)
     },
     Program {
@@ -94,14 +112,17 @@ pub const PROGRAMS: &[Program] = &[
     Program {
         works: Some("ring_reads"),
         residence_told: Some("nothing is evicted while a buffer is registered, which is pinned"),
+        counted: &[("pages_stayed.pinned", 1), ("pages_left_alone.pinned", 8)],
         ..plain("uring", 128, 8, 129)
     },
     Program {
         works: Some("locks"),
+        counted: &[("pages_left_alone.locked", 1), ("pages_stayed.other", 1)],
         ..plain("mlock", 128, 8, 129)
     },
     Program {
         works: Some("children"),
+        counted: &[("processes", 2)],
         ..plain("children", 128, 8, 129)
     },
 ];
@@ -155,6 +176,24 @@ impl Program {
                 "{name}={count} without holo"
             );
         }
+        end.report.as_ref().map_or(Ok(()), |r| self.judge_report(r))
+    }
+
+    fn judge_report(&self, report: &Report) -> Result<()> {
+        // The first process of one of them ends half-way, and it may have begun a moment before it was watched.
+        let least_s = self.seconds as f64 / 3.0;
+        ensure!(
+            report.wall_s > least_s,
+            "only {} s under holo",
+            report.wall_s
+        );
+        for &(name, least) in self.counted {
+            let count = verdict::count(report, name)?;
+            ensure!(
+                count >= least as f64,
+                "{name} is {count} in the report, and must be {least} at least"
+            );
+        }
         Ok(())
     }
 }
@@ -201,4 +240,16 @@ pub fn all(binaries: PathBuf) -> Vec<Case> {
         cases.push(Case::new(name, move |run| body(run, &binaries)));
     }
     cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_to_be_counted_is_in_the_report() {
+        for (name, _) in PROGRAMS.iter().flat_map(|program| program.counted) {
+            verdict::count(&Report::default(), name).unwrap();
+        }
+    }
 }

@@ -20,6 +20,7 @@ const PROGRAM: Program = Program {
     bare_peak_mib: 513,
     works: Some("huge_kib"),
     limit: None,
+    counted: &[],
     residence_told: None,
 };
 

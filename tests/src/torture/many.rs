@@ -21,6 +21,7 @@ const PROGRAM: Program = Program {
     bare_peak_mib: 131,
     works: Some("together"),
     limit: None,
+    counted: &[("processes", PROCESSES)],
     residence_told: None,
 };
 

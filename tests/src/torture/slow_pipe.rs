@@ -17,6 +17,7 @@ const PROGRAM: Program = Program {
     bare_peak_mib: 129,
     works: Some("stream_bytes"),
     limit: None,
+    counted: &[],
     residence_told: None,
 };
 

@@ -148,6 +148,7 @@ impl Plan {
         ];
         let stdin = child.stdin.take();
         let mut running = Running {
+            started,
             due: started + self.deadline,
             plan: self,
             holo: run.binaries.is_some(),
@@ -254,6 +255,7 @@ pub struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
     family: Family,
+    started: Instant,
     due: Instant,
     looked: Instant,
     next_word: Instant,
@@ -537,6 +539,18 @@ impl Running {
                 takeovers_min: kills.unwrap_or(0).saturating_sub(1),
             },
         )?;
+        ensure!(
+            report.wall_s <= self.started.elapsed().as_secs_f64(),
+            "{} s under holo, of a command that was started {:?} ago",
+            report.wall_s,
+            self.started.elapsed()
+        );
+        // What fork relatives share may count for each of them for a moment.
+        ensure!(
+            report.resident_peak_bytes <= self.plan.bare_peak_mib << 21,
+            "{} bytes resident, twice as many as the program has",
+            report.resident_peak_bytes
+        );
         let kept = self.judge_residence(self.plan.budget_kib());
         match self.plan.residence_told {
             Some(reason) => print_line(&format!("# resident memory is not judged: {reason}")),
