@@ -153,6 +153,8 @@ impl<S: PageStore> Core<'_, S> {
                 p.heard.holed = p.heard.holed.or(run);
                 self.notes.set_heard(id, i, p.heard);
             }
+            // For a successor as well: it takes for ours what it hears of what is queued.
+            self.notes.set_queued(id, i, run.minus(heard), false);
         }
         self.crash(CrashPoint::FreeDone);
         if b.outstanding == 0 && matches!(b.phase, Phase::Wait | Phase::RepairWait) {
@@ -373,7 +375,8 @@ impl<S: PageStore> Core<'_, S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::Nanos;
+    use crate::core::scripted::core_of;
+    use crate::core::{Input, Nanos};
 
     const PAGE: PageIndex = PageIndex(0x900);
 
@@ -414,5 +417,33 @@ mod tests {
         assert_eq!(after(&[theirs, (11, 12)]), (left, run_mask(11, 1)));
         assert_eq!(after(&[(10, 12)]).1, SubpageMask::NONE);
         assert_eq!(after(&[(11, 12)]).1, run_mask(11, 1));
+    }
+
+    /// A request for subpages 6 to 10 ends so after a message about the first two. What does a successor take for
+    /// the batch's own?
+    fn left_to_a_successor(result: i32) -> SubpageMask {
+        let (mut core, id) = core_of(PAGE.range());
+        let queued = run_mask(6, 5);
+        core.notes.write(id, [(PAGE, queued, None)].into_iter());
+        core.notes.set_queued(id, 0, queued, true);
+        core.notes.count(id, 0, run_mask(6, 2), 1);
+        let mut b = Batch::new(Nanos(0));
+        b.pages.push(BatchPage::new(PAGE, queued, None));
+        b.outstanding = 2;
+        b.goto(Phase::Wait);
+        core.space(id).unwrap().batch = Some(b);
+        let tag = 6 << 8 | 5 << 16;
+        let space = id;
+        core.handle(Nanos(1), Input::RingDone { space, tag, result });
+        Batch::recovered(&core.notes, id).pages[0].mask
+    }
+
+    #[test]
+    fn a_successor_takes_no_message_for_that_of_a_request_which_has_failed() {
+        assert_eq!(left_to_a_successor(0), run_mask(6, 5));
+        // The first of them may have been told of by the request, or by the process: that is settled later.
+        assert_eq!(left_to_a_successor(-libc::EINVAL), run_mask(6, 2));
+        assert_eq!(left_to_a_successor(HOLES), run_mask(6, 2));
+        assert_eq!(left_to_a_successor(NEVER_RAN), SubpageMask::NONE);
     }
 }
