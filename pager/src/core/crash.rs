@@ -29,7 +29,7 @@ points! {
     NewPlaceCleared = "new-place-cleared",
     /// An entry is at a move's new place and still at the old one.
     EntryMoving = "entry-moving",
-    /// All entries of a move are at its new place.
+    /// All entries of a move are at its new place; or its second message is known to be that.
     Moved = "moved",
     /// A slot is cleared.
     EventCleared = "event-cleared",

@@ -71,7 +71,7 @@ impl<S: PageStore> Core<'_, S> {
             Event::Fork { fd } => self.forked(id, fd, seq),
             Event::Remap { from, to, len } => self.moved(id, (from, to, len), seq, gone),
             Event::Remove(range) => self.removed(id, range, seq),
-            Event::Unmap(range) => self.unmapped(id, range, gone),
+            Event::Unmap(range) => self.unmapped(id, range, seq, gone),
         }
     }
 
@@ -175,15 +175,22 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     /// A range was unmapped, as far as the message is about what is there now.
-    fn unmapped(&mut self, id: SpaceId, range: AddrRange, gone: bool) {
+    fn unmapped(&mut self, id: SpaceId, range: AddrRange, seq: u32, gone: bool) {
         let Some(s) = self.space(id) else { return };
         if let Some(youth) = s.youth.as_mut() {
             youth.own.add(range);
         }
         s.adopt_again(range);
-        if let Some(i) = s.unsettled.left.iter().position(|&r| r == range) {
-            // The second message of a move, about its old place: somebody may have come there since.
-            s.unsettled.left.swap_remove(i);
+        let second = s.unsettled.left.iter().position(|&r| r == range);
+        if second.is_some() || self.notes.is_left_for_good(id, seq) {
+            // The second message of a move, about its old place: somebody may have come there since. It is that also when
+            // a successor applies it again.
+            self.notes.set_left_for_good(id, seq);
+            self.crash(CrashPoint::Moved);
+            let Some(s) = self.space(id) else { return };
+            if let Some(i) = second {
+                s.unsettled.left.swap_remove(i);
+            }
             let left = s.unsettled.left.clone();
             self.notes.set_left(id, &left);
             return;
@@ -210,7 +217,7 @@ impl<S: PageStore> Core<'_, S> {
                 s.forget_never(part);
                 s.restore.disturb(part);
             }
-            self.batch_loses(id, part, false);
+            self.batch_loses(id, part, seq, false);
         }
     }
 
@@ -375,11 +382,11 @@ impl<S: PageStore> Core<'_, S> {
         s.sweep_after = super::Nanos(0);
         let left = s.unsettled.left.clone();
         self.notes.set_left(id, &left);
-        self.batch_loses(id, old, false);
+        self.batch_loses(id, old, seq, false);
         if let Some(b) = self.space(id).and_then(|s| s.batch.as_mut()) {
             b.chase(old, to);
         }
-        self.batch_loses(id, new, true);
+        self.batch_loses(id, new, seq, true);
         self.note_hits(id);
         self.crash(CrashPoint::Moved);
     }
@@ -495,5 +502,31 @@ impl<S: PageStore> Core<'_, S> {
             space: id,
             range: ANYWHERE,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scripted::core_of;
+    use super::*;
+
+    #[test]
+    fn a_moves_second_message_is_that_when_it_is_applied_again() {
+        let old = AddrRange::new(0x90_0000, 0x91_0000);
+        let (mut core, id) = core_of(old);
+        let (at, bytes) = (old.start.subpage(), core.frames.take().unwrap());
+        // Something has left, and something else has come there: that was heard of, the second message was not.
+        core.space(id).unwrap().unsettled.left.push(old);
+        core.notes.set_left(id, &[old]);
+        let here = Entry::Staged(bytes, 0);
+        core.map.replace(id, at, here).unwrap();
+        for _ in 0..2 {
+            core.unmapped(id, old, 7, false);
+            assert_eq!(core.map.entry(id, at), here);
+            assert_eq!(core.notes.left(id), []);
+        }
+        // The next one is about what is there.
+        core.unmapped(id, old, 8, false);
+        assert_eq!(core.map.entry(id, at), Entry::Nothing);
     }
 }

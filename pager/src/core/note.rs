@@ -12,7 +12,7 @@
 //! |---|---|
 //! | 0 | pages noted; bit 32: all requests have ended; bit 33: what was hit is repaired as well, so the batch is over but for pages that may be clean |
 //! | 1 + 5i | page `i`: its index \| (its frame + 1) << 48 |
-//! | 2 + 5i | mask \| queued << 16 \| gone << 32 \| how many messages told of that << 48 (3: or more) |
+//! | 2 + 5i | mask \| queued << 16 \| gone << 32 \| how many messages told of that << 48 (3: or more) \| the last one's sequence number << 50, its low 14 bits |
 //! | 3 + 5i | counts (16 x 2 bits, saturating) \| sequence number << 32 |
 //! | 4 + 5i | [`Heard`]: quiet \| doubtful << 16 \| holed << 32 \| early << 48 |
 //! | 5 + 5i | skipped |
@@ -21,6 +21,7 @@
 //! | 126 | 1: the process drops a large range, or several |
 //! | 127 | bit 32 and the sequence number of the move whose new place was cleared last |
 //! | 128 | runs of doubtful subpages; bit 30: there was a move with which they moved on; bit 31: in the second of two areas; the sequence number of that move << 32 |
+//! | 129 | bit 32 and the sequence number of the message that was a move's second one last |
 //! | 130 to 191, 192 to 253 | run `i`: first subpage \| how many << 48; the witness of the first one \| bit 63: they are here if that is |
 //! | 256 | pages that requests may have hit, beside those of the batch; bit 31: in the second of two areas |
 //! | 258 to 320, 321 to 383 | those pages |
@@ -50,6 +51,8 @@ const LEFT: usize = LARGE_DROP - LEFT_AT;
 const LARGE_DROP: usize = CLEARED - 1;
 /// The move whose new place was cleared last.
 const CLEARED: usize = 127;
+/// The message that was a move's second one last.
+const LEFT_FOR_GOOD: usize = DOUBTS + 1;
 /// Doubtful subpages: how many runs, and the two areas of which one counts.
 const DOUBTS: usize = CLEARED + 1;
 const DOUBTS_AT: [usize; 2] = [DOUBTS + 2, DOUBTS + 2 + 2 * RUNS];
@@ -75,8 +78,10 @@ const FRAME_SHIFT: u32 = 48;
 const SETTLED: u64 = 1 << 32;
 /// In word 0: nothing is left to be told apart or repaired.
 const OVER: u64 = 1 << 33;
-/// In word 127: there was such a move.
-const CLEARED_ONE: u64 = 1 << 32;
+/// In words 127 and 129: there was such a message.
+const ONE: u64 = 1 << 32;
+/// In a page's word of what has gone.
+const TOLD_BY_SHIFT: u32 = 50;
 /// Words of the notes of all spaces.
 pub const NOTE_WORDS: usize = SPACES * WORDS;
 
@@ -93,6 +98,11 @@ pub(crate) struct Heard {
     /// was not ours.
     pub(crate) early: SubpageMask,
     pub(crate) skipped: SubpageMask,
+}
+
+/// What is noted of a message's sequence number, to know it again.
+pub(crate) fn told_by(seq: u32) -> u16 {
+    (seq & ((1 << (64 - TOLD_BY_SHIFT)) - 1)) as u16
 }
 
 /// The notes, over words that outlive the pager.
@@ -168,30 +178,40 @@ impl<'m> Notes<'m> {
         }
     }
 
-    /// What [`Notes::set_left`] wrote.
+    /// What [`Notes::set_left`] wrote. (Cut off half-way it wrote one of them twice.)
     pub(crate) fn left(&self, space: SpaceId) -> Vec<AddrRange> {
-        (0..LEFT)
-            .map(|i| get(self.words, Self::at(space, LEFT_AT + i)))
-            .filter(|&w| w != 0)
-            .map(|w| {
-                let start = (w >> 28) * SUBPAGE_BYTES;
-                AddrRange::new(start, start + (w & ((1 << 28) - 1)) * SUBPAGE_BYTES)
-            })
-            .collect()
+        let mut left = Vec::new();
+        for i in 0..LEFT {
+            let word = get(self.words, Self::at(space, LEFT_AT + i));
+            let start = (word >> 28) * SUBPAGE_BYTES;
+            let len = (word & ((1 << 28) - 1)) * SUBPAGE_BYTES;
+            let range = AddrRange::new(start, start + len);
+            if word != 0 && !left.contains(&range) {
+                left.push(range);
+            }
+        }
+        left
     }
 
     /// Writes down that the new place of the move with this message holds nothing of before.
     pub(crate) fn set_cleared(&self, space: SpaceId, seq: u32) {
-        set(
-            self.words,
-            Self::at(space, CLEARED),
-            u64::from(seq) | CLEARED_ONE,
-        );
+        set(self.words, Self::at(space, CLEARED), u64::from(seq) | ONE);
     }
 
     /// Whether [`Notes::set_cleared`] was the last for this message.
     pub(crate) fn is_cleared(&self, space: SpaceId, seq: u32) -> bool {
-        get(self.words, Self::at(space, CLEARED)) == u64::from(seq) | CLEARED_ONE
+        get(self.words, Self::at(space, CLEARED)) == u64::from(seq) | ONE
+    }
+
+    /// Writes down that this message was a move's second one, and is nobody else's.
+    pub(crate) fn set_left_for_good(&self, space: SpaceId, seq: u32) {
+        let at = Self::at(space, LEFT_FOR_GOOD);
+        set(self.words, at, u64::from(seq) | ONE);
+    }
+
+    /// Whether [`Notes::set_left_for_good`] was the last for this message.
+    pub(crate) fn is_left_for_good(&self, space: SpaceId, seq: u32) -> bool {
+        get(self.words, Self::at(space, LEFT_FOR_GOOD)) == u64::from(seq) | ONE
     }
 
     /// Writes down whether the process drops a large range, of which the map says nothing.
@@ -350,12 +370,14 @@ impl<'m> Notes<'m> {
         let [quiet, doubtful, holed, early] =
             [heard.quiet, heard.doubtful, heard.holed, heard.early].map(|m| u64::from(m.0));
         let word = quiet | doubtful << 16 | holed << 32 | early << 48;
-        set(
-            self.words,
-            Self::of_page(space, i, 4),
-            u64::from(heard.skipped.0),
-        );
-        set(self.words, Self::of_page(space, i, 3), word);
+        // Where something is early, what it skipped is there: written before it, and cleared after it.
+        let mut words = [(4, u64::from(heard.skipped.0)), (3, word)];
+        if word == 0 {
+            words.reverse();
+        }
+        for (field, word) in words {
+            set(self.words, Self::of_page(space, i, field), word);
+        }
     }
 
     /// What [`Notes::set_heard`] wrote.
@@ -397,22 +419,29 @@ impl<'m> Notes<'m> {
         set(self.words, at, if on { word | bits } else { word & !bits });
     }
 
-    /// Writes down which subpages of page `i` were unmapped or moved away, and how many messages said so.
-    pub(crate) fn set_gone(&self, space: SpaceId, i: usize, gone: SubpageMask, told: u8) {
+    /// Writes down which subpages of page `i` were unmapped or moved away; how many messages said so, and which one last.
+    pub(crate) fn set_gone(
+        &self,
+        space: SpaceId,
+        i: usize,
+        gone: SubpageMask,
+        (told, by): (u8, u16),
+    ) {
         if i >= BATCH_PAGES {
             return;
         }
         let at = Self::of_page(space, i, 1);
         let word = get(self.words, at) & 0xffff_ffff;
-        let told = u64::from(told.min(3)) << 48;
+        let told = u64::from(told.min(3)) << 48 | u64::from(by) << TOLD_BY_SHIFT;
         set(self.words, at, word | u64::from(gone.0) << 32 | told);
     }
 
     /// What [`Notes::set_gone`] wrote.
-    pub(crate) fn gone(&self, space: SpaceId, i: usize) -> (SubpageMask, u8) {
+    pub(crate) fn gone(&self, space: SpaceId, i: usize) -> (SubpageMask, (u8, u16)) {
         let word = get(self.words, Self::of_page(space, i, 1));
         let gone = SubpageMask((word >> 32 & 0xffff) as u16);
-        (gone, (word >> 48 & 3) as u8)
+        let by = (word >> TOLD_BY_SHIFT) as u16;
+        (gone, ((word >> 48 & 3) as u8, by))
     }
 
     /// Writes down the request for `count` subpages of page `i` that is to be queued next; the ring will have
@@ -556,5 +585,36 @@ mod tests {
         assert_eq!(doubts(&notes).len(), RUNS);
         assert_eq!(notes.pages(SpaceId(4)), 0);
         assert_eq!(notes.hits(SpaceId(4)).count(), 0);
+    }
+
+    #[test]
+    fn a_list_of_places_that_was_cut_off_names_none_twice() {
+        let notes = Notes::open(memory().notes);
+        let [a, b, c] = [1, 2, 3].map(|i| AddrRange::new(i << 20, (i << 20) + 0x5000));
+        notes.set_left(SPACE, &[a, b, c]);
+        // `a` is taken out: the last one stands in its place before it is taken from its own.
+        set(
+            notes.words,
+            Notes::at(SPACE, LEFT_AT),
+            get(notes.words, Notes::at(SPACE, LEFT_AT + 2)),
+        );
+        assert_eq!(notes.left(SPACE), [c, b]);
+        assert!(!notes.is_left_for_good(SPACE, 0));
+        notes.set_left_for_good(SPACE, 0);
+        assert!(notes.is_left_for_good(SPACE, 0) && !notes.is_left_for_good(SPACE, 1));
+        assert!(!notes.is_left_for_good(SpaceId(4), 0) && doubts(&notes).is_empty());
+    }
+
+    #[test]
+    fn what_has_gone_is_read_back() {
+        let notes = Notes::open(memory().notes);
+        let mask = SubpageMask(0x00f0);
+        notes.write(SPACE, [(PageIndex(9), mask, None)].into_iter());
+        notes.set_gone(SPACE, 0, mask, (2, told_by(u32::MAX)));
+        notes.set_queued(SPACE, 0, mask, true);
+        assert_eq!(notes.gone(SPACE, 0), (mask, (2, 0x3fff)));
+        assert_eq!(notes.page(SPACE, 0), (PageIndex(9), mask));
+        assert_eq!(notes.queued(SPACE, 0), mask);
+        assert_ne!(told_by(6), told_by(7));
     }
 }

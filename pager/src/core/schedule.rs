@@ -71,9 +71,12 @@ impl<S: PageStore> Core<'_, S> {
         if let Some(op) = self.errands.pop_front() {
             return self.begin(Doing::Errand(None), op);
         }
-        // A step may have released faults: they come before sleep.
+        // A step may have released faults, or frames: they come before sleep.
         if !self.ready.is_empty() {
             return self.next(now);
+        }
+        if let Some(op) = self.step_orphans() {
+            return self.begin(Doing::Orphan, op);
         }
         Next::Idle(self.next_deadline())
     }

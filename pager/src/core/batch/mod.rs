@@ -78,6 +78,8 @@ struct BatchPage {
     /// Those that are not there any more, and how many messages said so.
     gone: SubpageMask,
     told: u8,
+    /// The last of them ([`super::note::told_by`]).
+    told_by: u16,
     /// What else is to be told apart when all messages are read.
     heard: Heard,
     /// A request may have hit what is there now, or it is not certain whose removal was heard.
@@ -198,7 +200,7 @@ impl Batch {
             let (page, mask) = notes.page(id, i);
             let mut p = BatchPage::new(page, mask, None);
             p.noted = notes.frame(id, i);
-            (p.gone, p.told) = notes.gone(id, i);
+            (p.gone, (p.told, p.told_by)) = notes.gone(id, i);
             p.left = p.gone;
             p.heard = notes.heard(id, i);
             p.mask = notes.queued(id, i).minus(notes.counted(id, i, 2));
@@ -206,7 +208,7 @@ impl Batch {
             p.repair = true;
             // Faults wait only for requests that could still hit what answers them; a repair that is on
             // the ring may itself wait for a fault.
-            p.open = notes.is_settled(id);
+            p.open = notes.is_settled(id) && p.heard == Heard::default();
             b.pages.push(p);
         }
         for page in notes.hits(id) {
@@ -357,6 +359,7 @@ impl BatchPage {
             left: SubpageMask::NONE,
             gone: SubpageMask::NONE,
             told: 0,
+            told_by: 0,
             heard: Heard::default(),
             repair: false,
             waiter: false,
