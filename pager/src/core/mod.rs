@@ -191,6 +191,8 @@ pub struct Core<'m, S> {
     orphans: VecDeque<FrameId>,
     /// Of the messages in the journal: [`Outcome::Events`].
     gone: u64,
+    /// A predecessor may have applied the next of them before it died. Numbers are looked up only then: they come round.
+    replays: bool,
     orphan_ticket: Option<Ticket>,
     /// The store had no room for one: so long it rests, and how long that was.
     orphans_rest_until: Nanos,
@@ -247,6 +249,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             errands: VecDeque::with_capacity(1024),
             orphans: VecDeque::with_capacity(usize::from(config.frames)),
             gone: 0,
+            replays: false,
             orphan_ticket: None,
             orphans_rest_until: Nanos(0),
             orphans_rest_ns: 0,

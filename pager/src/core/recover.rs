@@ -95,6 +95,7 @@ impl<'m, S: PageStore> Core<'m, S> {
                 core.stop(id, StopReason::TooLarge);
             }
         }
+        core.replays = true;
         core.apply_journal();
         for s in core.spaces.iter_mut().flatten() {
             s.suspects

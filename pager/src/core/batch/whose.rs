@@ -60,20 +60,21 @@ impl Batch {
         }
     }
 
-    /// The pages in `range` are no longer where they were, as the message `seq` says; `came`: because others have come there.
-    pub(crate) fn lose(&mut self, range: AddrRange, seq: u32, came: bool) {
+    /// The pages in `range` are no longer where they were; `came`: because others have come there. What is noted of the
+    /// message's number, and whether that was perhaps noted before.
+    pub(crate) fn lose(&mut self, range: AddrRange, (by, replays): (u16, bool), came: bool) {
         for p in &mut self.pages {
             let gone = range.intersect(p.span);
             if !gone.is_empty() {
                 // As if it were several messages: what has come is no hole.
                 let told = if came { 2 } else { 1 };
-                let again = p.told > 0 && p.told_by == told_by(seq);
-                p.told = if again {
+                // The same one a second time.
+                p.told = if replays && p.told > 0 && p.told_by == by {
                     p.told.max(told)
                 } else {
                     p.told.saturating_add(told)
                 };
-                p.told_by = told_by(seq);
+                p.told_by = by;
                 p.gone = p.gone.or(SubpageMask::of_page_in(p.page, gone));
             }
             if p.page.range().overlaps(range) {
@@ -239,11 +240,12 @@ impl<S: PageStore> Core<'_, S> {
         seq: u32,
         came: bool,
     ) {
+        let by = (told_by(seq), self.replays);
         let Some(s) = self.spaces.get_mut(usize::from(id.0)) else {
             return;
         };
         if let Some(b) = s.as_mut().and_then(|s| s.batch.as_mut()) {
-            b.lose(range, seq, came);
+            b.lose(range, by, came);
             for (i, p) in b.pages.iter().enumerate() {
                 self.notes.set_gone(id, i, p.gone, (p.told, p.told_by));
             }
@@ -523,19 +525,21 @@ mod tests {
 
     #[test]
     fn a_message_that_is_applied_again_has_told_once() {
-        let lost = |messages: &[(u32, bool)]| {
+        let lost = |messages: &[(u16, bool, bool)]| {
             let mut b = Batch::new(Nanos(0));
             b.pages.push(BatchPage::new(PAGE, run_mask(0, 16), None));
-            for &(seq, came) in messages {
-                b.lose(PAGE.range(), seq, came);
+            for &(by, replays, came) in messages {
+                b.lose(PAGE.range(), (by, replays), came);
             }
             b.pages[0].told
         };
-        assert_eq!(lost(&[(0, false)]), 1);
-        assert_eq!(lost(&[(0, false), (0, false)]), 1);
-        assert_eq!(lost(&[(0, false), (1, false)]), 2);
-        // What moves to its own place has come there.
-        assert_eq!(lost(&[(0, false), (0, true)]), 2);
-        assert_eq!(lost(&[(0, false), (0, true), (0, false), (0, true)]), 2);
+        assert_eq!(lost(&[(0, true, false)]), 1);
+        assert_eq!(lost(&[(0, false, false), (0, true, false)]), 1);
+        assert_eq!(lost(&[(0, false, false), (1, true, false)]), 2);
+        // The number has come round.
+        assert_eq!(lost(&[(0, false, false), (0, false, false)]), 2);
+        // What has come is no hole.
+        assert_eq!(lost(&[(0, false, true)]), 2);
+        assert_eq!(lost(&[(0, false, false), (0, true, true)]), 2);
     }
 }
