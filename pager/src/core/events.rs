@@ -6,7 +6,7 @@ use super::event::Event;
 use super::fault::Fault;
 use super::space::{Space, Suspect};
 use super::unsettled::shadow;
-use super::{ANYWHERE, Core, CrashPoint, Entry, FAULTS, JOURNAL_SLOTS, Op, SPACES};
+use super::{ANYWHERE, Core, CrashPoint, Entry, FAULTS, JOURNAL_SLOTS, Op, SPACES, StopReason};
 use crate::store::api::PageStore;
 
 impl<S: PageStore> Core<'_, S> {
@@ -202,15 +202,13 @@ impl<S: PageStore> Core<'_, S> {
         let Some(s) = self.space(id) else { return };
         let (there, displaced) = s.unsettled.leaving(range, gone);
         s.suspects.retain(|x| !range.contains(x.at.start()));
-        // Who was there before is what the message is about.
-        let others = !displaced.is_empty();
         for part in displaced {
             self.forget_range(id, shadow(part));
         }
         for part in there {
             self.doubt(id, part);
             self.bury(id, part);
-            for r in self.perhaps_late(id, part, gone, others) {
+            for r in self.perhaps_late(id, part, gone) {
                 self.forget_range(id, r);
             }
             if let Some(s) = self.space(id) {
@@ -224,16 +222,10 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
-    /// A range of one call may have holes, where something was moved to before this was heard of it: what has
-    /// come to `part` may be there still, and is looked for. Not if there is nothing else in the range, for no
-    /// message is about holes alone; `others` says that there was, though it is not in `part`. The rest of `part`.
-    fn perhaps_late(
-        &mut self,
-        id: SpaceId,
-        part: AddrRange,
-        gone: bool,
-        others: bool,
-    ) -> Vec<AddrRange> {
+    /// A range of one call may have holes, where something was moved to before this was heard of it; or it was somebody's
+    /// of whom nothing is known, a mapping that has grown for instance. What has come to `part` may be there still, and is
+    /// looked for. The rest of `part`.
+    fn perhaps_late(&mut self, id: SpaceId, part: AddrRange, gone: bool) -> Vec<AddrRange> {
         let Some(s) = self.space(id) else {
             return Vec::new();
         };
@@ -255,14 +247,6 @@ impl<S: PageStore> Core<'_, S> {
             return vec![part];
         }
         let rest = s.unsettled.arrived.without(part);
-        // What is registered, though not believed yet, may be what the message is about as well.
-        let (known, new) = (&s.regions, &s.unsettled.reborn);
-        let empty =
-            |r: &AddrRange| known.overlapping(*r).is_none() && new.overlapping(*r).is_none();
-        if !others && rest.iter().all(empty) {
-            s.unsettled.arrived.remove(part);
-            return vec![part];
-        }
         let arrived: Vec<_> = s.unsettled.arrived.within(part).collect();
         s.unsettled.arrived.remove(part);
         for r in arrived {
@@ -295,11 +279,27 @@ impl<S: PageStore> Core<'_, S> {
         };
         let cleared = self.replays && self.notes.is_cleared(id, seq);
         // A predecessor's doubts have moved on already.
-        if !cleared && !(self.replays && self.notes.have_doubts_moved(id, seq)) {
+        let moved_on = self.replays && self.notes.have_doubts_moved(id, seq);
+        if !cleared && !moved_on {
             self.witnessed(id, old);
             self.doubts_move(id, old, new, seq);
         }
         let Some(s) = self.space(id) else { return };
+        // Whoever we believe in the new place, or have registered there since, has left it: its own message is on the way.
+        let in_new = |r: AddrRange| Some(r.intersect(new)).filter(|r| !r.is_empty());
+        let believed: Vec<_> = s
+            .regions
+            .iter()
+            .filter_map(in_new)
+            .flat_map(|r| s.hearsay.without(r))
+            .collect();
+        let registered: Vec<_> = s
+            .unsettled
+            .adopted
+            .iter()
+            .copied()
+            .filter_map(in_new)
+            .collect();
         s.adopt_again(old);
         s.adopt_again(new);
         if !s.known {
@@ -311,18 +311,13 @@ impl<S: PageStore> Core<'_, S> {
         }
         // What the message is about may have made room here already, for what has come since.
         let (rest, aside) = s.unsettled.leaving(old, gone);
-        // Whoever we believe in the new place has left it: its own message is on the way.
-        let leaving: Vec<_> = s
-            .regions
-            .iter()
-            .map(|r| r.intersect(new))
-            .filter(|r| !r.is_empty())
-            .flat_map(|r| s.hearsay.without(r))
-            .collect();
-        for part in leaving {
-            self.move_entries(id, part, shadow(part).start);
-            if let Some(s) = self.space(id) {
-                s.unsettled.displaced.add(part);
+        for part in believed {
+            self.displace(id, part);
+        }
+        for part in registered {
+            let Some(s) = self.space_ref(id) else { return };
+            for part in s.unsettled.displaced.without(part) {
+                self.displace(id, part);
             }
         }
         // What is left there was heard of, or inherited, and is older than the move: ioctls fail from its beginning
@@ -393,6 +388,14 @@ impl<S: PageStore> Core<'_, S> {
         self.batch_loses(id, new, seq, true);
         self.note_hits(id);
         self.crash(CrashPoint::Moved);
+    }
+
+    /// The last occupant of `part` has left, and its message has not come yet.
+    fn displace(&mut self, id: SpaceId, part: AddrRange) {
+        self.move_entries(id, part, shadow(part).start);
+        if let Some(s) = self.space(id) {
+            s.unsettled.displaced.add(part);
+        }
     }
 
     /// What was to be found out where something has come from, or gone to.
@@ -476,6 +479,11 @@ impl<S: PageStore> Core<'_, S> {
     /// applied, whatever their order.
     pub(super) fn settled(&mut self, id: SpaceId) {
         let Some(s) = self.space(id) else { return };
+        if std::mem::take(&mut s.unregistered) && self.is_away(id) {
+            let at = Addr(0).subpage();
+            return self.stop(id, StopReason::Contradiction { at });
+        }
+        let Some(s) = self.space(id) else { return };
         if s.unsettled.is_empty() {
             return;
         }
@@ -502,7 +510,7 @@ impl<S: PageStore> Core<'_, S> {
     pub(super) fn step_settle(&mut self, id: SpaceId) -> Option<Op> {
         let s = self.space_ref(id)?;
         let unknown = s.told && !s.known && s.waits_for.is_none();
-        (unknown || !s.unsettled.is_empty()).then_some(Op::Unprotect {
+        (unknown || s.unregistered || !s.unsettled.is_empty()).then_some(Op::Unprotect {
             space: id,
             range: ANYWHERE,
         })
@@ -512,7 +520,9 @@ impl<S: PageStore> Core<'_, S> {
 #[cfg(test)]
 mod tests {
     use super::super::scripted::core_of;
+    use super::super::{Input, Nanos, Next, Outcome};
     use super::*;
+    use crate::store::api::Location;
 
     #[test]
     fn a_moves_second_message_is_that_when_it_is_applied_again() {
@@ -534,5 +544,75 @@ mod tests {
         core.replays = false;
         core.unmapped(id, old, 7, false);
         assert_eq!(core.map.entry(id, at), Entry::Nothing);
+    }
+
+    /// Something moves to a place whose last occupant is not known, or registered and not believed yet; a message says
+    /// that the place was unmapped, and something is there. What the map says is there then, and is it to be found out?
+    fn newcomer(occupant: bool) -> (Entry, bool) {
+        let old = AddrRange::new(0x90_0000, 0x91_0000);
+        let new = AddrRange::new(0xa0_0000, 0xa1_0000);
+        let (mut core, id) = core_of(old);
+        let bytes = Entry::Staged(core.frames.take().unwrap(), 0);
+        core.map.replace(id, old.start.subpage(), bytes).unwrap();
+        if occupant {
+            core.adopted(id, new, Outcome::Done);
+        }
+        core.moved(id, (old.start, new.start, old.len()), 1, true);
+        core.unmapped(id, old, 2, true);
+        core.unmapped(id, new, 3, false);
+        let at = new.start.subpage();
+        let doubted = core.space(id).unwrap().suspects.iter().any(|x| x.at == at);
+        let entry = core.map.entry(id, at);
+        assert!(matches!(entry, Entry::Nothing | Entry::Staged(..)));
+        (entry, doubted)
+    }
+
+    #[test]
+    fn a_message_about_the_last_occupant_is_not_the_newcomers() {
+        assert!(matches!(newcomer(true), (Entry::Staged(..), false)));
+    }
+
+    #[test]
+    fn what_came_to_a_place_of_which_nothing_was_known_is_looked_for() {
+        assert!(matches!(newcomer(false), (Entry::Staged(..), true)));
+    }
+
+    /// The shell has seen nothing registered of a process whose page is away, while a message was to be read: that it
+    /// was `unmapped`, or another. Is the process stopped?
+    fn is_stopped(unmapped: bool) -> bool {
+        let range = AddrRange::new(0x90_0000, 0x91_0000);
+        let (mut core, id) = core_of(range);
+        let stored = Entry::Stored(Location(8));
+        core.map.replace(id, range.start.subpage(), stored).unwrap();
+        core.handle(Nanos(0), Input::NothingRegistered(id));
+        let (mut tried, mut stopped) = (0, false);
+        for ms in 0..100 {
+            let now = Nanos(ms * 1_000_000);
+            let Next::Op(op) = core.next(now) else {
+                continue;
+            };
+            stopped |= matches!(op, Op::Stop { .. });
+            let outcome = match op {
+                Op::Unprotect { .. } if tried == 0 => {
+                    tried += 1;
+                    assert!(!stopped);
+                    if unmapped {
+                        core.unmapped(id, range, 1, true);
+                    }
+                    Outcome::EventsPending
+                }
+                Op::ReadEvents { .. } => Outcome::Events { count: 0, gone: 0 },
+                _ => Outcome::Done,
+            };
+            core.complete(now, outcome);
+        }
+        assert_eq!(tried, 1);
+        stopped
+    }
+
+    #[test]
+    fn a_process_of_which_nothing_is_registered_is_stopped_if_anything_should_be() {
+        assert!(is_stopped(false));
+        assert!(!is_stopped(true));
     }
 }

@@ -69,6 +69,11 @@ impl<S: PageStore> Core<'_, S> {
                     s.told = true;
                 }
             }
+            Input::NothingRegistered(id) => {
+                if let Some(s) = self.space(id) {
+                    s.unregistered = true;
+                }
+            }
             Input::Wiped { space, range } => {
                 if let Some(s) = self.space(space).filter(|s| !s.known) {
                     s.wiped.push(range);

@@ -425,6 +425,9 @@ pub enum Input {
     /// The process of a fork's child, or of a predecessor's space, is known, and all is said that its mappings tell:
     /// what the fork wiped, and what is registered.
     Known(SpaceId),
+    /// Nothing of this process is registered, and pages of it were away when a predecessor died: they read as zeros, unless
+    /// the process has unmapped them meanwhile.
+    NothingRegistered(SpaceId),
     /// A range of a fork's child that the fork wiped, where it was when the shell looked.
     Wiped {
         /// The child.

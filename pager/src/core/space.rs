@@ -102,6 +102,8 @@ pub(crate) struct Space {
     pub(crate) waits_for: Option<SpaceId>,
     /// The shell has said all that it knows.
     pub(crate) told: bool,
+    /// It has seen nothing registered. Whether anything should be is known when all messages are read.
+    pub(crate) unregistered: bool,
     /// Before that: the thread that was last heard of to wait for a page.
     pub(crate) waiting: Option<u32>,
     /// What it has seen wiped: no sooner believed than all is heard of that was moved before it looked.
@@ -189,6 +191,7 @@ impl Space {
             lineage: vec![(id, 0)],
             waits_for: None,
             told: false,
+            unregistered: false,
             waiting: None,
             wiped: Vec::new(),
             seen: Ranges::new(),

@@ -876,6 +876,7 @@ fn is_about(input: &Input, about: SpaceId) -> bool {
         | Input::Registered { space, .. }
         | Input::Never { space, .. }
         | Input::Known(space)
+        | Input::NothingRegistered(space)
         | Input::Wiped { space, .. }
         | Input::Quiesced { space, .. }
         | Input::Redirtied { space, .. }

@@ -158,17 +158,26 @@ impl<S: PageStore> Core<'_, S> {
         if heads.more {
             return;
         }
+        b.list_after_all = false;
+        // Before other spaces' turns: the list grows old.
+        self.turn = usize::from(id.0);
         if let Some(s) = self.space_ref(id) {
-            let taken = |p: &&mut BatchPage| s.never.overlapping(p.page.range()).is_some();
-            b.pages
-                .iter_mut()
-                .filter(taken)
-                .for_each(|p| p.mask = SubpageMask::NONE);
+            let mut too_late = false;
+            for (i, p) in b.pages.iter_mut().enumerate() {
+                if s.never.overlapping(p.page.range()).is_some() {
+                    let protected = i < b.at || i == b.at && b.single_steps;
+                    too_late |= protected && !p.mask.is_empty();
+                    p.mask = SubpageMask::NONE;
+                }
+            }
+            if too_late {
+                // Its thread may end at any moment, and would not be joined: nothing comes before the un-protect.
+                b.evict_nothing();
+                return;
+            }
         }
         b.listed = Some(self.now);
         b.phase = Phase::Protect;
-        // Before other spaces' turns: the list grows old.
-        self.turn = usize::from(id.0);
     }
 
     pub(super) fn swept(&mut self, id: SpaceId, range: AddrRange, outcome: Outcome) {

@@ -133,6 +133,8 @@ pub(crate) struct Batch {
     single_steps: bool,
     /// When the threads were listed, unless the process has said something since.
     listed: Option<Nanos>,
+    /// Of a page that is protected the list was old: who has come meanwhile is asked right after it.
+    list_after_all: bool,
     /// Lists in a row that were too old when they could be used.
     late_lists: u32,
     spare: Option<FrameId>,
@@ -169,6 +171,7 @@ impl Batch {
             sub: 0,
             single_steps: false,
             listed: None,
+            list_after_all: false,
             late_lists: 0,
             spare: None,
             reread: SubpageMask::NONE,
@@ -307,6 +310,14 @@ impl Batch {
     /// Requests of ours may be on the ring.
     fn submitted(&self) -> bool {
         matches!(self.phase, Phase::Queue | Phase::Wait | Phase::Recover)
+    }
+
+    /// The window ends before anything is read: what is protected is un-protected.
+    fn evict_nothing(&mut self) {
+        self.pages
+            .iter_mut()
+            .for_each(|p| p.mask = SubpageMask::NONE);
+        self.goto(Phase::Pins);
     }
 
     /// The process has said something, so it may have made threads.
@@ -614,9 +625,8 @@ impl<S: PageStore> Core<'_, S> {
                 if let Outcome::Heads(heads) = outcome {
                     self.heads_known(id, b, &heads);
                 } else {
-                    // Threads unknown: evict nothing.
-                    b.pages.iter_mut().for_each(|p| p.mask = SubpageMask::NONE);
-                    b.goto(Phase::Pins);
+                    // Threads unknown.
+                    b.evict_nothing();
                 }
             }
             Step::Sweep(range) => self.swept(id, range, outcome),

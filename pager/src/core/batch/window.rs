@@ -15,7 +15,7 @@ impl<S: PageStore> Core<'_, S> {
     pub(super) fn protect(&mut self, id: SpaceId, b: &mut Batch) -> Option<Op> {
         let in_time = b.listed.is_some_and(|at| self.now < at.after(THREADS_NS));
         let patience_over = b.listed.is_some() && b.late_lists >= LATE_LISTS;
-        if !in_time && !patience_over {
+        if b.list_after_all || b.at < b.pages.len() && !in_time && !patience_over {
             b.late_lists += u32::from(b.listed.is_some());
             b.phase = Phase::Threads; // and back, to the same page
             return None;
@@ -48,6 +48,7 @@ impl<S: PageStore> Core<'_, S> {
                 p.span
             };
             b.step = Step::Protect;
+            b.list_after_all = !in_time;
             return Some(Op::Protect { space: id, range });
         }
         b.goto(Phase::Pins);
@@ -363,5 +364,83 @@ impl<S: PageStore> Core<'_, S> {
         b.sub = 0;
         b.single_steps = false;
         self.crash(CrashPoint::Unprotected);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holo_proto::{Addr, PageIndex};
+
+    use super::super::BatchPage;
+    use super::*;
+    use crate::core::scripted::core_of;
+    use crate::core::{HEADS, Heads, Nanos, Next};
+
+    const PAGES: [PageIndex; 2] = [PageIndex(0x700), PageIndex(0x701)];
+
+    /// What is asked from the first protection on, where each list of threads comes late, and the first one after that
+    /// names `head`.
+    fn after_a_late_list(head: Option<Addr>) -> Vec<Op> {
+        let range = AddrRange {
+            start: PAGES[0].range().start,
+            end: PAGES[1].range().end,
+        };
+        let (mut core, id) = core_of(range);
+        let mut b = Batch::new(Nanos(0));
+        for page in PAGES {
+            let frame = core.frames.take();
+            b.pages.push(BatchPage::new(page, run_mask(0, 16), frame));
+        }
+        b.goto(Phase::Threads);
+        core.space(id).unwrap().batch = Some(b);
+        let mut asked: Vec<Op> = Vec::new();
+        for ms in 0..200 {
+            let now = Nanos(ms * 1_000_000);
+            let Next::Op(op) = core.next(now) else {
+                break;
+            };
+            let mut heads = Heads {
+                at: [Addr(0); HEADS],
+                len: 0,
+                more: false,
+            };
+            if let (Some(head), false) = (head, asked.is_empty()) {
+                heads.at[0] = head;
+                heads.len = 1;
+            }
+            let outcome = match op {
+                Op::Threads { .. } => Outcome::Heads(heads),
+                Op::ReadEvents { .. } => Outcome::Events { count: 0, gone: 0 },
+                Op::Pins { .. } => Outcome::Pinned(0),
+                Op::Read { subpages, .. } => Outcome::Subpages(subpages),
+                _ => Outcome::Done,
+            };
+            core.complete(now, outcome);
+            if !asked.is_empty() || matches!(op, Op::Protect { .. }) {
+                asked.push(op);
+            }
+        }
+        asked
+    }
+
+    #[test]
+    fn who_came_after_a_late_list_is_asked_and_let_go_at_once() {
+        let lists = |op: &Op| matches!(op, Op::Threads { .. });
+        let asked = after_a_late_list(Some(PAGES[0].range().start.offset(8)));
+        assert!(lists(&asked[1]), "{asked:?}");
+        let Op::Unprotect { range, .. } = asked[2] else {
+            panic!("{:?}", asked[2]);
+        };
+        assert_eq!(range, PAGES[0].range());
+        // Neither is evicted.
+        assert!(!asked.iter().any(|op| matches!(op, Op::Advise { .. })));
+
+        // Nobody came: both are protected, one list after the last one, and both go.
+        let asked = after_a_late_list(None);
+        let protects = |op: &Op| matches!(op, Op::Protect { .. });
+        let last = asked.iter().rposition(protects).unwrap();
+        assert_eq!(asked.iter().filter(|op| protects(op)).count(), 2);
+        assert_eq!(asked[last..].iter().filter(|op| lists(op)).count(), 1);
+        assert!(asked.iter().any(|op| matches!(op, Op::Advise { .. })));
     }
 }

@@ -7,7 +7,7 @@ use holo_proto::{Addr, AddrRange, LeftAlone, SpaceId};
 
 use super::orphans::memory_is_gone;
 use super::{Watch, timed};
-use crate::core::{Input, StopReason};
+use crate::core::Input;
 use crate::shell::control::Scalar;
 use crate::shell::scan;
 use crate::sys::procfs::{self, Tasks};
@@ -20,9 +20,7 @@ impl Watch {
         match scan::survey(pid, never) {
             Ok(s) => {
                 if away && s.registered.is_empty() && !self.has_left(space) {
-                    let at = Addr(0).subpage();
-                    self.stopped(space, StopReason::Contradiction { at });
-                    return;
+                    self.input(Input::NothingRegistered(space));
                 }
                 for &range in &s.wiped {
                     self.input(Input::Wiped { space, range });
