@@ -250,6 +250,9 @@ impl<S: PageStore> Core<'_, S> {
         let arrived: Vec<_> = s.unsettled.arrived.within(part).collect();
         s.unsettled.arrived.remove(part);
         for r in arrived {
+            if let Some(s) = self.space(id) {
+                s.adopt_later(r);
+            }
             let end = r.end_subpage();
             let mut at = r.start.subpage();
             while let Some((found, _)) = self.map.next_in(id, at, end) {
@@ -285,21 +288,6 @@ impl<S: PageStore> Core<'_, S> {
             self.doubts_move(id, old, new, seq);
         }
         let Some(s) = self.space(id) else { return };
-        // Whoever we believe in the new place, or have registered there since, has left it: its own message is on the way.
-        let in_new = |r: AddrRange| Some(r.intersect(new)).filter(|r| !r.is_empty());
-        let believed: Vec<_> = s
-            .regions
-            .iter()
-            .filter_map(in_new)
-            .flat_map(|r| s.hearsay.without(r))
-            .collect();
-        let registered: Vec<_> = s
-            .unsettled
-            .adopted
-            .iter()
-            .copied()
-            .filter_map(in_new)
-            .collect();
         s.adopt_again(old);
         s.adopt_again(new);
         if !s.known {
@@ -311,13 +299,18 @@ impl<S: PageStore> Core<'_, S> {
         }
         // What the message is about may have made room here already, for what has come since.
         let (rest, aside) = s.unsettled.leaving(old, gone);
-        for part in believed {
-            self.displace(id, part);
-        }
-        for part in registered {
-            let Some(s) = self.space_ref(id) else { return };
-            for part in s.unsettled.displaced.without(part) {
-                self.displace(id, part);
+        // Whoever we believe in the new place has left it: its own message is on the way.
+        let leaving: Vec<_> = s
+            .regions
+            .iter()
+            .map(|r| r.intersect(new))
+            .filter(|r| !r.is_empty())
+            .flat_map(|r| s.hearsay.without(r))
+            .collect();
+        for part in leaving {
+            self.move_entries(id, part, shadow(part).start);
+            if let Some(s) = self.space(id) {
+                s.unsettled.displaced.add(part);
             }
         }
         // What is left there was heard of, or inherited, and is older than the move: ioctls fail from its beginning
@@ -388,14 +381,6 @@ impl<S: PageStore> Core<'_, S> {
         self.batch_loses(id, new, seq, true);
         self.note_hits(id);
         self.crash(CrashPoint::Moved);
-    }
-
-    /// The last occupant of `part` has left, and its message has not come yet.
-    fn displace(&mut self, id: SpaceId, part: AddrRange) {
-        self.move_entries(id, part, shadow(part).start);
-        if let Some(s) = self.space(id) {
-            s.unsettled.displaced.add(part);
-        }
     }
 
     /// What was to be found out where something has come from, or gone to.
@@ -479,9 +464,12 @@ impl<S: PageStore> Core<'_, S> {
     /// applied, whatever their order.
     pub(super) fn settled(&mut self, id: SpaceId) {
         let Some(s) = self.space(id) else { return };
-        if std::mem::take(&mut s.unregistered) && self.is_away(id) {
-            let at = Addr(0).subpage();
-            return self.stop(id, StopReason::Contradiction { at });
+        if s.is_unregistered() {
+            s.unregistered = false;
+            if self.is_away(id) {
+                let at = Addr(0).subpage();
+                return self.stop(id, StopReason::Contradiction { at });
+            }
         }
         let Some(s) = self.space(id) else { return };
         if s.unsettled.is_empty() {
@@ -510,7 +498,7 @@ impl<S: PageStore> Core<'_, S> {
     pub(super) fn step_settle(&mut self, id: SpaceId) -> Option<Op> {
         let s = self.space_ref(id)?;
         let unknown = s.told && !s.known && s.waits_for.is_none();
-        (unknown || s.unregistered || !s.unsettled.is_empty()).then_some(Op::Unprotect {
+        (unknown || s.is_unregistered() || !s.unsettled.is_empty()).then_some(Op::Unprotect {
             space: id,
             range: ANYWHERE,
         })
@@ -546,35 +534,25 @@ mod tests {
         assert_eq!(core.map.entry(id, at), Entry::Nothing);
     }
 
-    /// Something moves to a place whose last occupant is not known, or registered and not believed yet; a message says
-    /// that the place was unmapped, and something is there. What the map says is there then, and is it to be found out?
-    fn newcomer(occupant: bool) -> (Entry, bool) {
+    #[test]
+    fn what_came_to_a_place_is_looked_for_when_something_is_there_still() {
         let old = AddrRange::new(0x90_0000, 0x91_0000);
         let new = AddrRange::new(0xa0_0000, 0xa1_0000);
-        let (mut core, id) = core_of(old);
-        let bytes = Entry::Staged(core.frames.take().unwrap(), 0);
-        core.map.replace(id, old.start.subpage(), bytes).unwrap();
-        if occupant {
-            core.adopted(id, new, Outcome::Done);
-        }
-        core.moved(id, (old.start, new.start, old.len()), 1, true);
-        core.unmapped(id, old, 2, true);
-        core.unmapped(id, new, 3, false);
         let at = new.start.subpage();
-        let doubted = core.space(id).unwrap().suspects.iter().any(|x| x.at == at);
-        let entry = core.map.entry(id, at);
-        assert!(matches!(entry, Entry::Nothing | Entry::Staged(..)));
-        (entry, doubted)
-    }
-
-    #[test]
-    fn a_message_about_the_last_occupant_is_not_the_newcomers() {
-        assert!(matches!(newcomer(true), (Entry::Staged(..), false)));
-    }
-
-    #[test]
-    fn what_came_to_a_place_of_which_nothing_was_known_is_looked_for() {
-        assert!(matches!(newcomer(false), (Entry::Staged(..), true)));
+        for gone in [false, true] {
+            let (mut core, id) = core_of(old);
+            let bytes = Entry::Staged(core.frames.take().unwrap(), 0);
+            core.map.replace(id, old.start.subpage(), bytes).unwrap();
+            // Of the last occupant nothing is known, or not that it is what was registered last.
+            core.adopted(id, new, Outcome::Done);
+            core.moved(id, (old.start, new.start, old.len()), 1, true);
+            core.unmapped(id, old, 2, true);
+            core.unmapped(id, new, 3, gone);
+            let looked_for = core.space(id).unwrap().suspects.iter().any(|x| x.at == at);
+            assert_eq!(looked_for, !gone);
+            let here = if gone { Entry::Nothing } else { bytes };
+            assert_eq!(core.map.entry(id, at), here);
+        }
     }
 
     /// The shell has seen nothing registered of a process whose page is away, while a message was to be read: that it
@@ -584,6 +562,8 @@ mod tests {
         let (mut core, id) = core_of(range);
         let stored = Entry::Stored(Location(8));
         core.map.replace(id, range.start.subpage(), stored).unwrap();
+        // What was registered is not any more.
+        core.space(id).unwrap().regions.remove(range);
         core.handle(Nanos(0), Input::NothingRegistered(id));
         let (mut tried, mut stopped) = (0, false);
         for ms in 0..100 {

@@ -2,7 +2,7 @@
 
 use holo_proto::{AddrRange, SUBPAGE_BYTES};
 
-use super::space::{Life, Ring};
+use super::space::Ring;
 use super::{Core, EVERYWHERE, Input, Nanos, Op};
 use crate::store::api::PageStore;
 
@@ -43,12 +43,7 @@ impl<S: PageStore> Core<'_, S> {
             Input::Store(done) => self.store_done(done),
             Input::Adopt { space, range } => {
                 if let Some(s) = self.space(space) {
-                    if s.life == Life::Serving
-                        && s.adopt.len() < s.adopt.capacity()
-                        && !s.adopt.contains(&range)
-                    {
-                        s.adopt.push_back(range);
-                    }
+                    s.adopt_later(range);
                 }
             }
             Input::Registered { space, range } => {
@@ -70,7 +65,7 @@ impl<S: PageStore> Core<'_, S> {
                 }
             }
             Input::NothingRegistered(id) => {
-                if let Some(s) = self.space(id) {
+                if let Some(s) = self.space(id).filter(|s| s.known) {
                     s.unregistered = true;
                 }
             }

@@ -245,6 +245,19 @@ impl Space {
         self.never.remove(range);
     }
 
+    /// Something stands in `range` that is perhaps not registered.
+    pub(crate) fn adopt_later(&mut self, range: AddrRange) {
+        let has_room = self.adopt.len() < self.adopt.capacity();
+        if self.life == Life::Serving && has_room && !self.adopt.contains(&range) {
+            self.adopt.push_back(range);
+        }
+    }
+
+    /// Nothing is registered, as the shell says, of what has not moved since; and what is doubtful is found out.
+    pub(crate) fn is_unregistered(&self) -> bool {
+        self.unregistered && self.regions.is_empty() && self.suspects.is_empty()
+    }
+
     /// A message is about `range`, where something was registered that is not believed yet: which came first is
     /// not known, so it is registered again. What lies beside `range` by itself, for the kernel refuses what has a
     /// hole, and nobody would offer again what is registered.

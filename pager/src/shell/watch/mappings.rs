@@ -35,10 +35,10 @@ impl Watch {
         }
     }
 
-    /// The memory of a space is gone: its process has started another program since it was looked at.
+    /// The memory of a space is gone, or another process's: its process has started another program since it was looked at.
     fn has_left(&self, space: SpaceId) -> bool {
-        let uffd = self.spaces.get(&space);
-        uffd.is_none_or(|&(_, number)| memory_is_gone(number))
+        let held = self.spaces.get(&space);
+        held.is_none_or(|&(pid, uffd)| memory_is_gone(uffd) || self.runs_another(pid, uffd))
     }
 
     /// Registers mappings that were not there, or not seen, before; now and then surveys everything. Whether

@@ -173,6 +173,13 @@ impl Watch {
             .any(|(&other, m)| other != pid && m.is_held() && procfs::share_memory(other, pid))
     }
 
+    /// The process runs another program than it did when its memory was taken.
+    pub(super) fn runs_another(&self, pid: i32, uffd: i32) -> bool {
+        let held = self.control.record(uffd).map_or(0, |r| r.image);
+        let now = procfs::image(pid).unwrap_or(0);
+        held != 0 && now != 0 && held != now
+    }
+
     /// Notices processes that started another program: their address space ended, or lives on in another
     /// process.
     pub(super) fn find_ended(&mut self) {
@@ -182,9 +189,7 @@ impl Watch {
                 self.input(Input::Exited(space));
                 continue;
             }
-            let held = self.control.record(uffd).map_or(0, |r| r.image);
-            let now = procfs::image(pid).unwrap_or(0);
-            if held != 0 && now != 0 && held != now {
+            if self.runs_another(pid, uffd) {
                 bereaved.push((space, pid));
             }
         }
