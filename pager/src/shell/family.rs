@@ -8,20 +8,15 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use holo_proto::{Addr, AddrRange, SUBPAGE_BYTES};
+use holo_proto::{AddrRange, SUBPAGE_BYTES};
 
 use super::scan;
 use crate::sys::errors::UffdError;
 use crate::sys::pagemap::{Pagemap, PresentRun};
 use crate::sys::procfs::{self, Children};
-use crate::sys::uffd::{EVENT_WORDS, Event, Uffd};
+use crate::sys::uffd::{EVENT_WORDS, Event, NOWHERE, Uffd};
 use crate::sys::{spawn, table};
 
-/// Where no process has memory: an operation there says only how things are.
-const NOWHERE: AddrRange = AddrRange {
-    start: Addr(SUBPAGE_BYTES),
-    end: Addr(2 * SUBPAGE_BYTES),
-};
 /// Messages read at once.
 const MESSAGES: usize = 16;
 /// Between two looks at what is under way, nanoseconds.
@@ -121,7 +116,7 @@ pub(crate) fn is_gone(uffd: &Uffd) -> bool {
 pub(crate) fn is_calm(uffd: &Uffd) -> bool {
     matches!(
         uffd.unprotect(NOWHERE, false),
-        Err(UffdError::EdgeOfMapping)
+        Ok(()) | Err(UffdError::EdgeOfMapping)
     )
 }
 

@@ -18,7 +18,7 @@ use super::mem::TargetMem;
 use super::procfs;
 use super::refuse::AttachError;
 use super::restart::{Disturbance, disturbance};
-use super::uffd::Uffd;
+use super::uffd::{NOWHERE, Uffd};
 
 /// How long all threads may be in state D before it is called an error: a disk access ends sooner.
 const UNINTERRUPTIBLE_PATIENCE: Duration = Duration::from_millis(500);
@@ -50,8 +50,6 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 /// What the first user namespace is called; only there do rights count for the whole machine.
 const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
-/// Where no process has memory: an operation there says only how things are.
-const NOWHERE: AddrRange = AddrRange::new(4096, 8192);
 
 /// A thread's line in `/proc`.
 #[derive(Clone, Copy, Debug)]

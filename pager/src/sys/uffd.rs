@@ -14,6 +14,9 @@ use super::errors::UffdError;
 
 /// 64-bit words of one event message.
 pub const EVENT_WORDS: usize = 4;
+/// Where hardly any process has memory: a change of protection there says only how things are. Not lower, for some kernels
+/// refuse what is below `vm.mmap_min_addr` (65536 as a rule) before they look at anything.
+pub const NOWHERE: AddrRange = AddrRange::new(65536, 65536 + 4096);
 
 /// Faults on write-protected pages are reported as such.
 const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;

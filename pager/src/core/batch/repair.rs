@@ -193,11 +193,17 @@ impl<S: PageStore> Core<'_, S> {
     ) {
         match step {
             Step::RepairLook => {
-                let present = if let Outcome::Look(l) = outcome {
-                    l.present.minus(l.zero).minus(l.file)
-                } else {
-                    SubpageMask::NONE
+                let Outcome::Look(look) = outcome else {
+                    // Nobody could look (whose process it is may not be known yet): not "nothing is there".
+                    let rest = self.now.after(REST_NS << 2);
+                    if let Some(s) = self.space(id) {
+                        s.retry_at = Some(rest);
+                    }
+                    return;
                 };
+                // What is being migrated looks as if it were swapped out, for a moment.
+                let there = look.present.or(look.swapped);
+                let present = there.minus(look.zero).minus(look.file);
                 b.repair.looked = true;
                 b.repair.left = present;
                 let refused = std::mem::replace(&mut b.repair.refused, SubpageMask::NONE);
@@ -330,6 +336,48 @@ mod tests {
             },
         );
         assert_eq!(dirtied, [(PAGE, run_mask(4, 2))]);
+        assert!(core.space(space).unwrap().batch.is_none());
+    }
+
+    #[test]
+    fn what_is_being_migrated_is_made_dirty_as_well() {
+        let (mut core, _) = hit();
+        let swapped = run_mask(4, 2);
+        let looked = Outcome::Look(PageLook {
+            swapped,
+            ..PageLook::default()
+        });
+        let asked = play(
+            &mut core,
+            |_| 0,
+            |op| matches!(op, Op::Look { .. }).then_some(looked),
+        );
+        assert_eq!(count(&asked, |op| matches!(op, Op::Advise { .. })), 1);
+    }
+
+    #[test]
+    fn a_look_that_fails_is_tried_again() {
+        let (mut core, space) = hit();
+        let mut failures = 5;
+        let asked = play(
+            &mut core,
+            |_| 0,
+            |op| match op {
+                Op::Look { .. } if failures > 0 => {
+                    failures -= 1;
+                    Some(Outcome::Refused(libc::ENODEV))
+                }
+                Op::Look { .. } => look(run_mask(4, 2)),
+                _ => None,
+            },
+        );
+        assert_eq!(failures, 0);
+        let hit = AddrRange {
+            start: PAGE.subpage(4).start(),
+            end: PAGE.subpage(6).start(),
+        };
+        let populated = |op: &Op| matches!(op, Op::Advise { range, .. } if *range == hit);
+        assert_eq!(count(&asked, populated), 1);
         assert!(core.space(space).unwrap().batch.is_none());
     }
 

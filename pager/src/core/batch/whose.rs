@@ -393,7 +393,7 @@ impl<S: PageStore> Core<'_, S> {
 mod tests {
     use super::*;
     use crate::core::scripted::{Hollow, config, core_of, memory, play};
-    use crate::core::{Input, MapError, Nanos};
+    use crate::core::{Input, MapError, Nanos, Outcome, PageLook};
 
     const PAGE: PageIndex = PageIndex(0x900);
 
@@ -505,7 +505,12 @@ mod tests {
             let space = id;
             let requests = Some(1);
             core.handle(Nanos(0), Input::RingQuiet { space, requests });
-            play(&mut core, |_| 0, |_| None);
+            let looked = Outcome::Look(PageLook::default());
+            play(
+                &mut core,
+                |_| 0,
+                |op| matches!(op, Op::Look { .. }).then_some(looked),
+            );
             assert!(!core.space(id).unwrap().batch_holds(PAGE, false));
             let dropped = |sub| matches!(core.map.entry(id, PAGE.subpage(sub)), Entry::Dropping(_));
             assert_eq!([4, 5, 6, 7].map(dropped), [false, false, true, false]);

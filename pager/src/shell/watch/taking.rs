@@ -144,7 +144,7 @@ impl Watch {
         if let Some(uffd) = table::claim(r.uffd).map(Uffd::from_owned) {
             if same {
                 family::let_go(&uffd, r.pid);
-                let (pid, keeper) = (r.pid, r.keeper);
+                let (pid, keeper) = (r.pid, r.keeper.max(r.inherited));
                 let _ = self.line.ask(Ask::DropKeeper { pid, keeper });
             }
             table::unclaim(r.uffd);
