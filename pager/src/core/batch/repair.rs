@@ -289,6 +289,7 @@ mod tests {
     use crate::core::{Input, Nanos, PageLook};
 
     const EINVAL: i32 = -22;
+    const ENODEV: i32 = 19;
     const PAGE: PageIndex = PageIndex(0x700);
 
     /// A batch of one page, two subpages of which a request may have hit in the place of what was offered.
@@ -365,7 +366,7 @@ mod tests {
             |op| match op {
                 Op::Look { .. } if failures > 0 => {
                     failures -= 1;
-                    Some(Outcome::Refused(libc::ENODEV))
+                    Some(Outcome::Refused(ENODEV))
                 }
                 Op::Look { .. } => look(run_mask(4, 2)),
                 _ => None,

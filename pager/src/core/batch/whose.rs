@@ -396,6 +396,7 @@ mod tests {
     use crate::core::{Input, MapError, Nanos, Outcome, PageLook};
 
     const PAGE: PageIndex = PageIndex(0x900);
+    const EINVAL: i32 = -22;
 
     /// Requests for subpage 6 and for 10 to 15 are on the ring; `messages` are ranges of subpages, from and to. What is
     /// left of the batch, and what came before something below it.
@@ -459,7 +460,7 @@ mod tests {
     fn a_successor_takes_no_message_for_that_of_a_request_which_has_failed() {
         assert_eq!(left_to_a_successor(0), run_mask(6, 5));
         // The first of them may have been told of by the request, or by the process: that is settled later.
-        assert_eq!(left_to_a_successor(-libc::EINVAL), run_mask(6, 2));
+        assert_eq!(left_to_a_successor(EINVAL), run_mask(6, 2));
         assert_eq!(left_to_a_successor(HOLES), run_mask(6, 2));
         assert_eq!(left_to_a_successor(NEVER_RAN), SubpageMask::NONE);
     }
