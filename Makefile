@@ -1,11 +1,12 @@
 # What can be done with holo. Every target first makes sure that the machine has what it needs.
 #
 #   make demo             an unmodified program at a quarter of its memory, and what happened
-#   make test             every suite, at most half an hour after the build
-#   make test-fast        the fast suites, at most five minutes after the build
-#   make soak MINUTES=n   the soak suites in turn for n minutes
-#   make lint             formatting, lints, documentation
+#   make test             every suite: half an hour after the build
+#   make test-fast        the fast suites: five minutes after the build
+#   make soak MINUTES=n   the soak suites in turn for n minutes; ROUNDS=n: at most n rounds of each
+#   make lint             formatting, lints, documentation, ignored tests, the core's purity, shell scripts
 #   make mutate           known faults put back into the core, one at a time: does the simulation find each?
+#                         NAMES='a b' for some of them, SEEDS=n for the most seeds of each
 #   make bench            the figures of docs/benchmarks.md; ROUNDS=n for more of them, SAVE=file for JSON
 #
 # One suite, one case, the seed of a failure (the runner prints the line to type):
