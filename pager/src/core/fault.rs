@@ -6,7 +6,9 @@ use holo_proto::{
 };
 
 use super::space::Life;
-use super::{Core, CrashPoint, Doing, Entry, FrameId, Nanos, Op, Outcome, Source, StopReason};
+use super::{
+    ANYWHERE, Core, CrashPoint, Doing, Entry, FrameId, Nanos, Op, Outcome, Source, StopReason,
+};
 use crate::store::api::{Locations, PageStore, StoreError, Ticket};
 
 /// A thread that waits for a page; or the restorer, which wants one.
@@ -36,6 +38,8 @@ pub(crate) struct Install {
     cursor: usize,
     run: usize,
     single_steps: bool,
+    /// At the cursor the kernel has found no mapping of ours: is a change of mappings under way?
+    absent: bool,
     installed: u64,
 }
 
@@ -314,6 +318,7 @@ impl<S: PageStore> Core<'_, S> {
             cursor: 0,
             run: 0,
             single_steps: false,
+            absent: false,
             installed: 0,
         });
         true
@@ -334,6 +339,12 @@ impl<S: PageStore> Core<'_, S> {
             });
         }
         let (id, page, cursor) = (install.fault.space, install.page, install.cursor);
+        if install.absent {
+            return Some(Op::Unprotect {
+                space: id,
+                range: ANYWHERE,
+            });
+        }
         let most = if install.single_steps {
             1
         } else {
@@ -426,6 +437,17 @@ impl<S: PageStore> Core<'_, S> {
         }
         let (id, page) = (install.fault.space, install.page);
         let (first, run) = (install.cursor, install.run);
+        if std::mem::take(&mut install.absent)
+            && !matches!(outcome, Outcome::EventsPending | Outcome::Gone)
+        {
+            // Nor is a message about it on the way: what the map says is about something that is gone.
+            let at = page.subpage(install.cursor);
+            install.cursor += 1;
+            if self.space_ref(id).is_some_and(|s| s.life == Life::Serving) {
+                self.set_entry(id, at, Entry::Nothing);
+            }
+            return;
+        }
         let done = match outcome {
             Outcome::Done => run,
             Outcome::Partial(n) => n.min(run),
@@ -436,17 +458,10 @@ impl<S: PageStore> Core<'_, S> {
                 return;
             }
             Outcome::Edge => {
-                if install.single_steps {
-                    let at = install.page.subpage(install.cursor);
-                    install.cursor += 1;
-                    // No mapping of ours is there, and no message about it on the way, for then it would have
-                    // failed in another way: what the map says is about something that is gone.
-                    if self.space_ref(id).is_some_and(|s| s.life == Life::Serving) {
-                        self.set_entry(id, at, Entry::Nothing);
-                    }
-                } else {
-                    install.single_steps = true;
-                }
+                // A copy looks for the mapping after it has asked whether a change is under way, so that one may have come
+                // between the two (Linux 6.8 and later).
+                install.absent = install.single_steps;
+                install.single_steps = true;
                 return;
             }
             Outcome::EventsPending => {
@@ -515,5 +530,57 @@ impl<S: PageStore> Core<'_, S> {
             },
         );
         self.unhold();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Input;
+    use super::super::scripted::{core_of, play};
+    use super::*;
+    use crate::store::api::Location;
+
+    /// A thread waits for a page of which copies find no mapping. What the map says of it then, if a change of mappings
+    /// was under way at the first `pending` questions.
+    fn after_copies_that_found_nothing(pending: usize) -> Entry {
+        let range = AddrRange::new(0x90_0000, 0x91_0000);
+        let (mut core, space) = core_of(range);
+        core.handle(Nanos(0), Input::Known(space));
+        let at = range.start.subpage();
+        let stored = Entry::Stored(Location(8));
+        core.map.replace(space, at, stored).unwrap();
+        core.ready.push_back(Fault {
+            space,
+            at,
+            write: false,
+            protect: false,
+            since: Nanos(0),
+            own: false,
+            alone: false,
+        });
+        let mut asked = 0;
+        play(
+            &mut core,
+            |_| 0,
+            |op| match op {
+                // There again, once that change is over.
+                Op::Copy { .. } if pending == 0 || asked < pending => Some(Outcome::Edge),
+                Op::Copy { .. } => Some(Outcome::AlreadyThere),
+                Op::Unprotect { range, .. } if *range == ANYWHERE => {
+                    asked += 1;
+                    (asked <= pending).then_some(Outcome::EventsPending)
+                }
+                _ => None,
+            },
+        );
+        core.map.entry(space, at)
+    }
+
+    #[test]
+    fn what_a_copy_does_not_find_is_gone_only_if_no_change_is_under_way() {
+        assert_eq!(after_copies_that_found_nothing(0), Entry::Nothing);
+        let stored = Entry::Stored(Location(8));
+        assert_eq!(after_copies_that_found_nothing(1), stored);
+        assert_eq!(after_copies_that_found_nothing(3), stored);
     }
 }

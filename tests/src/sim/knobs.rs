@@ -68,6 +68,8 @@ pub(crate) struct Knobs {
     pub(crate) ring_entries: usize,
     /// Percent of installs that stop part-way.
     pub(crate) partial: u64,
+    /// Percent of installs during which the programs go on.
+    pub(crate) overtaken: u64,
     /// Percent of installs that find no memory.
     pub(crate) no_memory: u64,
     /// One in so many steps the kernel reclaims a page; 0: never.
@@ -191,6 +193,7 @@ impl Knobs {
             ring_workers: if rng.percent(70) { 1 } else { 2 },
             ring_entries: if rng.percent(20) { 2 } else { 64 },
             partial: pick(rng, &[0, 0, 10, 50]),
+            overtaken: pick(rng, &[0, 0, 5, 20]),
             no_memory: pick(rng, &[0, 0, 0, 5]),
             reclaim: pick(rng, &[0, 5, 20, 100]),
             leaves: pick(rng, &[0, 10, 50]),

@@ -123,19 +123,26 @@ impl Kernel {
         }
     }
 
-    /// Where an install at `start..end` is possible at all.
-    fn install_refused(&self, uffd: UffdId, start: u64, end: u64) -> Option<Outcome> {
+    /// Where an install at `start..end` is possible at all. The mapping is looked for after the question whether a change
+    /// is under way, which is asked once more then.
+    fn install_refused(&mut self, uffd: UffdId, start: u64, end: u64) -> Option<Outcome> {
+        let alone = self.uffds[uffd].changing == 0;
+        if alone && self.rng.percent(self.knobs.overtaken) {
+            for _ in 0..self.rng.between(1, 8) {
+                self.step();
+            }
+        }
         let u = &self.uffds[uffd];
         let mm = &self.mms[u.mm];
+        let served = |m: &Vma| m.end >= end && m.uffd == Some(uffd);
         if !mm.alive {
-            return Some(Outcome::Gone);
-        }
-        if u.changing > 0 {
-            return Some(Outcome::EventsPending);
-        }
-        match mm.vma(start) {
-            Some(m) if m.end >= end && m.uffd == Some(uffd) => None,
-            _ => Some(Outcome::Edge),
+            Some(Outcome::Gone)
+        } else if alone && !mm.vma(start).is_some_and(served) {
+            Some(Outcome::Edge)
+        } else if u.changing > 0 {
+            Some(Outcome::EventsPending)
+        } else {
+            (!mm.vma(start).is_some_and(served)).then_some(Outcome::Edge)
         }
     }
 

@@ -67,6 +67,16 @@ static uint64_t number(char **rest) {
     return word ? strtoull(word, 0, 0) : 0;
 }
 
+/* Moves a mapping there and back, so often. */
+static long swing(uint64_t here, uint64_t there, uint64_t len, uint64_t rounds) {
+    int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    for (; rounds > 0; rounds--)
+        if (mremap((void *)here, len, len, flags, (void *)there) == MAP_FAILED ||
+            mremap((void *)there, len, len, flags, (void *)here) == MAP_FAILED)
+            return -errno;
+    return 0;
+}
+
 /* How many bytes are not `value`. */
 static long differing(volatile uint8_t *at, uint64_t len, uint8_t value) {
     long n = 0;
@@ -192,6 +202,9 @@ static void perform(char *line) {
         void *at = (void *)number(rest);
         uint64_t len = number(rest);
         result = differing(at, len, number(rest));
+    } else if (!strcmp(what, "swing")) {
+        uint64_t here = number(rest), there = number(rest), len = number(rest);
+        result = swing(here, there, len, number(rest));
     } else if (!strcmp(what, "drain")) {
         result = drain_cpu_lists();
     } else if (!strcmp(what, "tid")) {

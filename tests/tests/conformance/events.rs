@@ -534,3 +534,45 @@ fn an_exit_waits_for_no_message() {
         Err(UffdError::Gone)
     );
 }
+
+/// Both look for the mapping after they have asked whether a change is under way (since Linux 6.8), so that one may begin in
+/// between: that none is there does not say that nothing is.
+#[test]
+fn installs_may_find_no_mapping_while_a_move_is_under_way_and_an_unprotect_tells() {
+    let _bound = bounded();
+    let (agent, uffd, _, range) = scene();
+    let (away, nowhere) = (agent.room(16), agent.room(1));
+    let swing = format!("swing {} {} {} 10000", range.start, away.start, range.len());
+    let swing = agent.begin(A, &swing);
+    let (mut is_here, mut left, mut overtaken) = (true, 0, [0; 2]);
+    while !swing.is_done() {
+        for event in read_many(&uffd) {
+            match event {
+                Event::Remap { to, .. } => {
+                    is_here = to == range.start;
+                    left += 1;
+                }
+                Event::Unmap(_) => left -= 1,
+                Event::Fault { .. } | Event::Fork { .. } | Event::Remove(_) => panic!("{event:?}"),
+            }
+        }
+        // As far as was heard.
+        if is_here && left == 0 {
+            let tried = [
+                uffd.copy(range.start, &[9; 4096], PLAIN),
+                uffd.zero(sub(range, 1, 1), true),
+            ];
+            for (tried, overtaken) in tried.iter().zip(&mut overtaken) {
+                if *tried == Err(UffdError::EdgeOfMapping) {
+                    *overtaken += 1;
+                    let told = uffd.unprotect(nowhere, true);
+                    assert_eq!(told, Err(UffdError::EventsPending));
+                }
+            }
+            let told = uffd.protect(range);
+            assert!(matches!(told, Ok(()) | Err(UffdError::EventsPending)));
+        }
+    }
+    assert_eq!(swing.finish(), 0);
+    println!("copies, zero pages that found nothing: {overtaken:?}");
+}
