@@ -178,7 +178,7 @@ impl<S: PageStore> Core<'_, S> {
     }
 
     /// A range was unmapped, as far as the message is about what is there now.
-    fn unmapped(&mut self, id: SpaceId, range: AddrRange, seq: u32, gone: bool) {
+    pub(super) fn unmapped(&mut self, id: SpaceId, range: AddrRange, seq: u32, gone: bool) {
         let Some(s) = self.space(id) else { return };
         if let Some(youth) = s.youth.as_mut() {
             youth.own.add(range);
@@ -271,7 +271,13 @@ impl<S: PageStore> Core<'_, S> {
 
     /// The pages of `from` are at `to` now. Entry by entry, and a moved one is gone from its old place:
     /// the second application finds only what the first did not reach.
-    fn moved(&mut self, id: SpaceId, (from, to, len): (Addr, Addr, u64), seq: u32, gone: bool) {
+    pub(super) fn moved(
+        &mut self,
+        id: SpaceId,
+        (from, to, len): (Addr, Addr, u64),
+        seq: u32,
+        gone: bool,
+    ) {
         let old = AddrRange {
             start: from,
             end: from.offset(len),

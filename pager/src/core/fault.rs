@@ -6,9 +6,7 @@ use holo_proto::{
 };
 
 use super::space::Life;
-use super::{
-    ANYWHERE, Core, CrashPoint, Doing, Entry, FrameId, Nanos, Op, Outcome, Source, StopReason,
-};
+use super::{Core, CrashPoint, Doing, Entry, FrameId, Nanos, Op, Outcome, Source, StopReason};
 use crate::store::api::{Locations, PageStore, StoreError, Ticket};
 
 /// A thread that waits for a page; or the restorer, which wants one.
@@ -38,7 +36,7 @@ pub(crate) struct Install {
     cursor: usize,
     run: usize,
     single_steps: bool,
-    /// At the cursor the kernel has found no mapping of ours: is a change of mappings under way?
+    /// At the cursor a copy has found no mapping of ours: is none there, as far as is heard?
     absent: bool,
     installed: u64,
 }
@@ -340,9 +338,11 @@ impl<S: PageStore> Core<'_, S> {
         }
         let (id, page, cursor) = (install.fault.space, install.page, install.cursor);
         if install.absent {
+            let start = page.subpage(cursor).start();
+            let end = start.offset(SUBPAGE_BYTES);
             return Some(Op::Unprotect {
                 space: id,
-                range: ANYWHERE,
+                range: AddrRange { start, end },
             });
         }
         let most = if install.single_steps {
@@ -437,16 +437,22 @@ impl<S: PageStore> Core<'_, S> {
         }
         let (id, page) = (install.fault.space, install.page);
         let (first, run) = (install.cursor, install.run);
-        if std::mem::take(&mut install.absent)
-            && !matches!(outcome, Outcome::EventsPending | Outcome::Gone)
-        {
-            // Nor is a message about it on the way: what the map says is about something that is gone.
-            let at = page.subpage(install.cursor);
-            install.cursor += 1;
-            if self.space_ref(id).is_some_and(|s| s.life == Life::Serving) {
-                self.set_entry(id, at, Entry::Nothing);
+        if std::mem::take(&mut install.absent) {
+            match outcome {
+                // Nor is a message about it on the way, for then it would have failed in another way: what the map says is
+                // about something that is gone.
+                Outcome::Edge => {
+                    let at = page.subpage(install.cursor);
+                    install.cursor += 1;
+                    if self.space_ref(id).is_some_and(|s| s.life == Life::Serving) {
+                        self.set_entry(id, at, Entry::Nothing);
+                    }
+                    return;
+                }
+                // It is there again.
+                Outcome::Done => return,
+                _ => {}
             }
-            return;
         }
         let done = match outcome {
             Outcome::Done => run,
@@ -459,7 +465,7 @@ impl<S: PageStore> Core<'_, S> {
             }
             Outcome::Edge => {
                 // A copy looks for the mapping after it has asked whether a change is under way, so that one may have come
-                // between the two (Linux 6.8 and later).
+                // between the two (Linux 6.9 and later). An un-protect asks first.
                 install.absent = install.single_steps;
                 install.single_steps = true;
                 return;
@@ -535,20 +541,21 @@ impl<S: PageStore> Core<'_, S> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Input;
-    use super::super::scripted::{core_of, play};
+    use super::super::scripted::core_of;
+    use super::super::{Input, Next};
     use super::*;
     use crate::store::api::Location;
 
-    /// A thread waits for a page of which copies find no mapping. What the map says of it then, if a change of mappings
-    /// was under way at the first `pending` questions.
-    fn after_copies_that_found_nothing(pending: usize) -> Entry {
-        let range = AddrRange::new(0x90_0000, 0x91_0000);
-        let (mut core, space) = core_of(range);
-        core.handle(Nanos(0), Input::Known(space));
-        let at = range.start.subpage();
-        let stored = Entry::Stored(Location(8));
-        core.map.replace(space, at, stored).unwrap();
+    const RANGE: AddrRange = AddrRange::new(0x90_0000, 0x91_0000);
+
+    /// A thread waits for the first subpage of `RANGE`, and a copy finds no mapping there. What the map says of it in the
+    /// end, if the un-protect that follows is answered so and `meanwhile` is heard before.
+    fn after_a_copy_found_nothing(answer: Outcome, meanwhile: &[(AddrRange, AddrRange)]) -> Entry {
+        let (mut core, space) = core_of(RANGE);
+        let at = RANGE.start.subpage();
+        core.map
+            .replace(space, at, Entry::Stored(Location(8)))
+            .unwrap();
         core.ready.push_back(Fault {
             space,
             at,
@@ -558,29 +565,61 @@ mod tests {
             own: false,
             alone: false,
         });
-        let mut asked = 0;
-        play(
-            &mut core,
-            |_| 0,
-            |op| match op {
-                // There again, once that change is over.
-                Op::Copy { .. } if pending == 0 || asked < pending => Some(Outcome::Edge),
-                Op::Copy { .. } => Some(Outcome::AlreadyThere),
-                Op::Unprotect { range, .. } if *range == ANYWHERE => {
-                    asked += 1;
-                    (asked <= pending).then_some(Outcome::EventsPending)
+        let (mut asked, mut copies) = (false, 0);
+        for ms in 0..100 {
+            let now = Nanos(ms * 1_000_000);
+            let op = match core.next(now) {
+                Next::Op(op) => op,
+                Next::Idle(None) => break,
+                Next::Idle(Some(_)) => continue,
+            };
+            let mut outcome = match op {
+                Op::ReadEvents { .. } => Outcome::Events { count: 0, gone: 0 },
+                Op::Copy { .. } if asked => Outcome::AlreadyThere,
+                Op::Copy { .. } => {
+                    copies += 1;
+                    Outcome::Edge
                 }
-                _ => None,
-            },
-        );
+                Op::Unprotect { range, .. } if range.start == RANGE.start => {
+                    asked = true;
+                    answer
+                }
+                _ => Outcome::Done,
+            };
+            if let Op::Get { ticket, wanted, .. } = op {
+                let mut frame = Box::new([0; _]);
+                core.store().get(ticket, &wanted, &mut frame);
+                outcome = Outcome::Done;
+            }
+            core.complete(now, outcome);
+            while let Some(done) = core.store().poll() {
+                core.handle(now, Input::Store(done));
+            }
+            if copies == 2 && !asked {
+                for &(from, to) in meanwhile {
+                    core.moved(space, (from.start, to.start, from.len()), 1, true);
+                    core.unmapped(space, from, 2, true);
+                }
+            }
+        }
+        assert!(asked);
         core.map.entry(space, at)
     }
 
     #[test]
-    fn what_a_copy_does_not_find_is_gone_only_if_no_change_is_under_way() {
-        assert_eq!(after_copies_that_found_nothing(0), Entry::Nothing);
+    fn what_a_copy_does_not_find_is_gone_only_if_an_unprotect_says_so() {
         let stored = Entry::Stored(Location(8));
-        assert_eq!(after_copies_that_found_nothing(1), stored);
-        assert_eq!(after_copies_that_found_nothing(3), stored);
+        assert_eq!(
+            after_a_copy_found_nothing(Outcome::Edge, &[]),
+            Entry::Nothing
+        );
+        assert_eq!(
+            after_a_copy_found_nothing(Outcome::EventsPending, &[]),
+            stored
+        );
+        // It has been away, and is back.
+        let away = AddrRange::new(0xa0_0000, 0xa1_0000);
+        let swing = [(RANGE, away), (away, RANGE)];
+        assert_eq!(after_a_copy_found_nothing(Outcome::Done, &swing), stored);
     }
 }

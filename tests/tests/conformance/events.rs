@@ -535,7 +535,7 @@ fn an_exit_waits_for_no_message() {
     );
 }
 
-/// Both look for the mapping after they have asked whether a change is under way (since Linux 6.8), so that one may begin in
+/// Both look for the mapping after they have asked whether a change is under way (since Linux 6.9), so that one may begin in
 /// between: that none is there does not say that nothing is.
 #[test]
 fn installs_may_find_no_mapping_while_a_move_is_under_way_and_an_unprotect_tells() {
