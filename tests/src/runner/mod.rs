@@ -217,7 +217,7 @@ impl<'a> Run<'a> {
         Ok(self.totals)
     }
 
-    /// The soak suites in turn until the time is over; the round that runs then ends first.
+    /// The soak suites in turn until the time is over; the suite that runs then ends first.
     fn soak(mut self, minutes: u64, rounds_max: Option<u64>) -> Result<Totals> {
         for suite in self
             .manifest

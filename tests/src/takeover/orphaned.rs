@@ -209,10 +209,10 @@ fn all_are_back(running: &mut Running, tree: &Tree, dead: &[Process]) -> Result<
 
 /// Two of them die one shortly after the other, also in the middle of what the first death sets off.
 fn two_die(running: &mut Running, tree: &Tree, draw: &mut Draw) -> Result<()> {
-    let spared = usize::try_from(draw.between(0, 2))?;
+    let spared = usize::try_from(draw.between(0, 3))?;
     let mut victims = of(running, tree, &Role::ALL)?;
     victims.remove(spared);
-    if draw.between(0, 1) == 1 {
+    if draw.between(0, 2) == 1 {
         victims.reverse();
     }
     for victim in &victims {

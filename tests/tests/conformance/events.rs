@@ -1,5 +1,7 @@
 //! When messages come, in which order they are read, and what is refused meanwhile.
 
+use std::process::Command;
+
 use holo_pager::sys::attach::quiesce;
 use holo_pager::sys::errors::UffdError;
 use holo_pager::sys::maps::{ProcMaps, mappings};
@@ -11,7 +13,7 @@ use holo_proto::{Addr, AddrRange, SubpageMask};
 use crate::agent::{A, Agent, B, C};
 use crate::support::{
     PLAIN, advise_served, bounded, descriptor_of, is_silent, look, next_event, next_fault, present,
-    read_many, read_until_done, settled, sub, wait_for_faults, wait_readable, within,
+    read_many, read_until_done, settled, sub, wait_for_faults, wait_readable, within, word,
 };
 
 /// Every call that would act on an older state than the unread message tells is refused.
@@ -575,4 +577,31 @@ fn installs_may_find_no_mapping_while_a_move_is_under_way_and_an_unprotect_tells
     }
     assert_eq!(swing.finish(), 0);
     println!("copies, zero pages that found nothing: {overtaken:?}");
+}
+
+/// Here a limit is reached; a mapping at the end that may not be unmapped does the same.
+#[test]
+fn an_unmap_that_fails_is_told_and_leaves_everything_as_it_was() {
+    let _bound = bounded();
+    let (agent, uffd, filled, missing) = scene();
+    let limits = ["--pid", &agent.pid.to_string(), "--as=68719476736"].map(str::to_owned);
+    assert!(
+        Command::new("prlimit")
+            .args(limits)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for range in [filled, missing] {
+        let too_much = AddrRange::new(range.start.0, range.start.0 + (128 << 30));
+        let access = word(libc::PROT_READ | libc::PROT_WRITE);
+        let flags = word(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
+        let arguments = [range.start.0, too_much.len(), access, flags, u64::MAX, 0];
+        let map = agent.begin_call(A, libc::SYS_mmap, &arguments);
+        assert_eq!(read_until_done(&uffd, &map), [Event::Unmap(too_much)]);
+        assert_eq!(map.finish(), -i64::from(libc::ENOMEM));
+        settled(|| uffd.unprotect(range, true)).unwrap();
+    }
+    assert_eq!(present(&agent, filled), SubpageMask::ALL);
+    uffd.copy(missing.start, &[9; 4096], PLAIN).unwrap();
 }

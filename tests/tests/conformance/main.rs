@@ -1,7 +1,7 @@
 //! What the pager's core takes for granted about the kernel, one fact a test.
 //!
 //! The simulation is as good as these facts: each test is named for what the kernel does, and
-//! `docs/conformance.md` says who relies on it and on which kernel it was seen. Facts about single
+//! `docs/conformance.md` has the fact in words, and on which kernel all were seen. Facts about single
 //! calls that the kernel layer's own tests already check are not repeated here.
 
 #![allow(
