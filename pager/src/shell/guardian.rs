@@ -349,7 +349,7 @@ fn carry_out(control: Control, ask: Ask) -> Result<i64, Refusal> {
                 let _ = attach::drop_keeper(pid, hold.keeper_fd);
                 Refusal::lasting(format!(
                     "userfaultfd for process {pid} lacks what holo needs ({e}): run as root (fork \
-                     events need CAP_SYS_PTRACE) on Linux 5.14 or later"
+                     events need CAP_SYS_PTRACE) on Linux 5.15 or later"
                 ))
             })?;
             let record = Record {
