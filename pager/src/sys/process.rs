@@ -15,7 +15,7 @@ use super::fds;
 use super::inject::{AROUND_BYTES, Syscall};
 use super::maps::{MapName, ProcMaps, VmFlags, mappings, smaps};
 use super::mem::TargetMem;
-use super::procfs;
+use super::procfs::{self, Tasks};
 use super::refuse::AttachError;
 use super::restart::{Disturbance, disturbance};
 use super::uffd::{NOWHERE, Uffd};
@@ -108,13 +108,13 @@ fn waits_in(pid: i32, tid: i32) -> Option<i64> {
 
 /// The threads of a process, leader first.
 pub(super) fn tasks(pid: i32) -> Vec<Task> {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else {
+    let mut tids = Vec::new();
+    let listed = Tasks::open(pid).and_then(|mut all| all.for_each(|tid| tids.push(tid)));
+    if listed.is_err() {
         return Vec::new();
-    };
-    let mut tids: Vec<i32> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    tids.sort_by_key(|&tid| (tid != pid, tid));
+    }
+    tids.sort_unstable_by_key(|&tid| (tid != pid, tid));
+    tids.dedup();
     tids.iter()
         .filter_map(|&tid| Task::read(pid, tid))
         .collect()

@@ -58,7 +58,9 @@ impl Statm {
 pub struct Tasks(File);
 
 /// Room for the directory entries of one system call.
-const ENTRIES_BYTES: usize = 4096;
+const ENTRIES_BYTES: usize = 16 << 10;
+/// Where threads end without a pause the list is taken as it is, after so many.
+const LISTED_MOST: usize = 32;
 /// Where `struct linux_dirent64` has its length and its name.
 const ENTRY_LEN_AT: usize = 16;
 const ENTRY_NAME_AT: usize = 19;
@@ -72,12 +74,26 @@ impl Tasks {
         File::open(format!("/proc/{pid}/task")).map(Self)
     }
 
-    /// Calls `see` with the id of each thread. A thread that starts or ends meanwhile may be in or not;
-    /// zombies are in. After an exec by a thread that is not the leader it lists the new process.
+    /// Calls `see` with the id of each thread, of some more than once. A thread that starts or ends meanwhile may be in or
+    /// not; zombies are in. After an exec by a thread that is not the leader it lists the new process.
+    ///
+    /// The kernel ends a call's list at a thread that has ended just then, and counts from the first one on in the next call: who
+    /// lives is passed over (seen on 6.18, `next_tid` in fs/proc/base.c). So it is listed again until the last one named lives.
     ///
     /// # Errors
     /// ESRCH or ENOENT when the process is gone.
     pub fn for_each(&mut self, mut see: impl FnMut(i32)) -> io::Result<()> {
+        for _ in 0..LISTED_MOST {
+            if self.list(&mut see)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether none was passed over, as far as can be told.
+    fn list(&mut self, see: &mut impl FnMut(i32)) -> io::Result<bool> {
+        let mut is_whole = true;
         // SAFETY: moves the descriptor's position only, which `&mut self` owns.
         if unsafe { libc::lseek(self.0.as_raw_fd(), 0, libc::SEEK_SET) } < 0 {
             return Err(io::Error::last_os_error());
@@ -94,13 +110,13 @@ impl Tasks {
                 )
             };
             let len = match usize::try_from(got) {
-                Ok(0) => return Ok(()),
+                Ok(0) => return Ok(is_whole),
                 Ok(len) => len,
                 Err(_) if errno() == libc::EINTR => continue,
                 Err(_) => return Err(io::Error::last_os_error()),
             };
             let byte = |i: usize| entries[i / 8].to_le_bytes()[i % 8];
-            let mut at = 0;
+            let (mut at, mut last) = (0, None);
             while at + ENTRY_NAME_AT < len {
                 let mut name = (at + ENTRY_NAME_AT..len).map(byte).take_while(|&b| b != 0);
                 let tid = name.try_fold(0_i32, |n, b| {
@@ -111,6 +127,7 @@ impl Tasks {
                 });
                 if let Some(tid) = tid.filter(|&tid| tid > 0) {
                     see(tid);
+                    last = Some(tid);
                 }
                 let step = usize::from(byte(at + ENTRY_LEN_AT))
                     | usize::from(byte(at + ENTRY_LEN_AT + 1)) << 8;
@@ -119,6 +136,9 @@ impl Tasks {
                 }
                 at += step;
             }
+            let has_ended =
+                |tid| robust_list_of(tid).is_err_and(|e| e.raw_os_error() == Some(libc::ESRCH));
+            is_whole &= !last.is_some_and(has_ended);
         }
     }
 }
@@ -345,6 +365,9 @@ fn read_at_start(file: &File, out: &mut [u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::super::testing::Target;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::sync::atomic::{AtomicBool, AtomicI32};
+
     use super::*;
 
     fn me() -> i32 {
@@ -394,6 +417,53 @@ mod tests {
         for thread in threads {
             thread.join().unwrap();
         }
+    }
+
+    #[test]
+    fn no_thread_is_passed_over_while_others_end() {
+        const CREATORS: usize = 4;
+        static LIVES: [AtomicI32; CREATORS] = [const { AtomicI32::new(0) }; CREATORS];
+        static STOP: AtomicBool = AtomicBool::new(false);
+        let creators: Vec<_> = (0..CREATORS)
+            .map(|i| {
+                std::thread::spawn(move || {
+                    let mut draw = 0x9e37_79b9_u64 + i as u64;
+                    while !STOP.load(SeqCst) {
+                        draw = draw.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+                        let life = std::time::Duration::from_micros(draw >> 33 & 127);
+                        let thread = std::thread::spawn(move || {
+                            // SAFETY: passes nothing.
+                            LIVES[i].store(unsafe { libc::gettid() }, SeqCst);
+                            let began = std::time::Instant::now();
+                            while began.elapsed() < life {
+                                std::hint::spin_loop();
+                            }
+                            LIVES[i].store(0, SeqCst);
+                        });
+                        thread.join().unwrap();
+                    }
+                })
+            })
+            .collect();
+        let mut tasks = Tasks::open(me()).unwrap();
+        let who = || LIVES.each_ref().map(|tid| tid.load(SeqCst));
+        let (mut lived, mut passed_over) = (0, 0);
+        let began = std::time::Instant::now();
+        while lived < 200_000 && began.elapsed().as_secs() < 20 {
+            let before = who();
+            let mut seen = Vec::with_capacity(64);
+            tasks.for_each(|tid| seen.push(tid)).unwrap();
+            for (tid, after) in before.into_iter().zip(who()) {
+                if tid != 0 && tid == after {
+                    lived += 1;
+                    passed_over += u32::from(!seen.contains(&tid));
+                }
+            }
+        }
+        STOP.store(true, SeqCst);
+        creators.into_iter().for_each(|c| c.join().unwrap());
+        assert!(lived > 10_000, "{lived}");
+        assert_eq!(passed_over, 0, "of {lived}");
     }
 
     #[test]
