@@ -449,7 +449,7 @@ mod tests {
         let who = || LIVES.each_ref().map(|tid| tid.load(SeqCst));
         let (mut lived, mut passed_over) = (0, 0);
         let began = std::time::Instant::now();
-        while lived < 200_000 && began.elapsed().as_secs() < 20 {
+        while lived < 100_000 && began.elapsed().as_secs() < 20 {
             let before = who();
             let mut seen = Vec::with_capacity(64);
             tasks.for_each(|tid| seen.push(tid)).unwrap();
