@@ -25,6 +25,8 @@ const FEATURE_EVENT_REMAP: u64 = 1 << 2;
 const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
 const FEATURE_THREAD_ID: u64 = 1 << 8;
+/// Empty entries can be protected as well; since Linux 6.4 also where nothing was ever present.
+pub const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURES_WANTED: u64 = FEATURE_PAGEFAULT_FLAG_WP
     | FEATURE_EVENT_FORK
     | FEATURE_EVENT_REMAP
@@ -183,9 +185,17 @@ impl Uffd {
     /// [`UffdError::Denied`] without CAP_SYS_PTRACE (fork events need it), [`UffdError::Unsupported`] when
     /// the kernel lacks a feature or the handshake was done before.
     pub fn handshake(&self) -> Result<Features, UffdError> {
+        self.handshake_with(0)
+    }
+
+    /// The same with `more` features than those that we need.
+    ///
+    /// # Errors
+    /// As [`Uffd::handshake`].
+    pub fn handshake_with(&self, more: u64) -> Result<Features, UffdError> {
         let mut arg = ApiArg {
             api: API_VERSION,
-            features: FEATURES_WANTED,
+            features: FEATURES_WANTED | more,
             ioctls: 0,
         };
         self.call(&API, &mut arg)?;

@@ -278,10 +278,15 @@ impl Agent {
 
     /// A userfaultfd of it, handshake done, and its number there.
     pub(crate) fn uffd(&self) -> (Uffd, RawFd) {
+        self.uffd_with(0)
+    }
+
+    /// The same with more features.
+    pub(crate) fn uffd_with(&self, features: u64) -> (Uffd, RawFd) {
         let flags = word(libc::O_CLOEXEC | libc::O_NONBLOCK);
         let number = RawFd::try_from(self.call(libc::SYS_userfaultfd, &[flags])).unwrap();
         let uffd = Uffd::from_owned(self.pidfd.get_fd(number).unwrap());
-        uffd.handshake().unwrap();
+        uffd.handshake_with(features).unwrap();
         (uffd, number)
     }
 

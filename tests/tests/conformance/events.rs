@@ -7,7 +7,7 @@ use holo_pager::sys::errors::UffdError;
 use holo_pager::sys::maps::{ProcMaps, mappings};
 use holo_pager::sys::procfs::Children;
 use holo_pager::sys::ring::Advice;
-use holo_pager::sys::uffd::{Event, Uffd};
+use holo_pager::sys::uffd::{Event, FEATURE_WP_UNPOPULATED, Uffd};
 use holo_proto::{Addr, AddrRange, SubpageMask};
 
 use crate::agent::{A, Agent, B, C};
@@ -579,29 +579,93 @@ fn installs_may_find_no_mapping_while_a_move_is_under_way_and_an_unprotect_tells
     println!("copies, zero pages that found nothing: {overtaken:?}");
 }
 
+/// Has the agent map more over `range` than it may have.
+fn fails_to_map_over(agent: &Agent, uffd: &Uffd, range: AddrRange) {
+    let limits = ["--pid", &agent.pid.to_string(), "--as=68719476736"].map(str::to_owned);
+    let set = Command::new("prlimit").args(limits).status();
+    assert!(set.unwrap().success());
+    let too_much = AddrRange::new(range.start.0, range.start.0 + (128 << 30));
+    let access = word(libc::PROT_READ | libc::PROT_WRITE);
+    let flags = word(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
+    let arguments = [range.start.0, too_much.len(), access, flags, u64::MAX, 0];
+    let map = agent.begin_call(A, libc::SYS_mmap, &arguments);
+    assert_eq!(read_until_done(uffd, &map), [Event::Unmap(too_much)]);
+    assert_eq!(map.finish(), -i64::from(libc::ENOMEM));
+}
+
 /// Here a limit is reached; a mapping at the end that may not be unmapped does the same.
 #[test]
 fn an_unmap_that_fails_is_told_and_leaves_everything_as_it_was() {
     let _bound = bounded();
     let (agent, uffd, filled, missing) = scene();
-    let limits = ["--pid", &agent.pid.to_string(), "--as=68719476736"].map(str::to_owned);
-    assert!(
-        Command::new("prlimit")
-            .args(limits)
-            .status()
-            .unwrap()
-            .success()
-    );
     for range in [filled, missing] {
-        let too_much = AddrRange::new(range.start.0, range.start.0 + (128 << 30));
-        let access = word(libc::PROT_READ | libc::PROT_WRITE);
-        let flags = word(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
-        let arguments = [range.start.0, too_much.len(), access, flags, u64::MAX, 0];
-        let map = agent.begin_call(A, libc::SYS_mmap, &arguments);
-        assert_eq!(read_until_done(&uffd, &map), [Event::Unmap(too_much)]);
-        assert_eq!(map.finish(), -i64::from(libc::ENOMEM));
+        fails_to_map_over(&agent, &uffd, range);
         settled(|| uffd.unprotect(range, true)).unwrap();
     }
     assert_eq!(present(&agent, filled), SubpageMask::ALL);
     uffd.copy(missing.start, &[9; 4096], PLAIN).unwrap();
+}
+
+#[test]
+fn a_mark_on_an_empty_entry_stays_until_that_is_unmapped_or_dropped() {
+    let _bound = bounded();
+    let agent = Agent::start();
+    let (uffd, _) = agent.uffd_with(FEATURE_WP_UNPOPULATED);
+    let range = agent.map(16);
+    uffd.register(range).unwrap();
+    let marked = |range| {
+        let look = look(&agent, range);
+        look.protected.and(look.swapped)
+    };
+    let served = |call, arguments: &[u64]| {
+        let step = agent.begin_call(A, call, arguments);
+        read_until_done(&uffd, &step);
+        step.finish()
+    };
+    assert_eq!(marked(range), SubpageMask::NONE);
+    uffd.protect(range).unwrap();
+    assert_eq!(look(&agent, range).present, SubpageMask::NONE);
+    assert_eq!(marked(range), SubpageMask::ALL);
+    // An unmap that fails; a mapping that shrinks and has grown again before anybody can look.
+    fails_to_map_over(&agent, &uffd, range);
+    assert_eq!(marked(range), SubpageMask::ALL);
+    let (start, len) = (range.start.0, range.len());
+    for lens in [[len, len / 2], [len / 2, len]] {
+        let at = served(libc::SYS_mremap, &[start, lens[0], lens[1], 0]);
+        assert_eq!(at.cast_unsigned(), start);
+    }
+    let half = SubpageMask::of_page_in(range.start.page(), sub(range, 0, 8));
+    assert_eq!(marked(range), half);
+    // FREE leaves it, DONTNEED does not.
+    for (i, advice, stays) in [
+        (1_u8, libc::MADV_FREE, true),
+        (2, libc::MADV_DONTNEED, false),
+    ] {
+        let at = sub(range, i.into(), 1);
+        let arguments = [at.start.0, at.len(), word(advice)];
+        assert_eq!(served(libc::SYS_madvise, &arguments), 0);
+        assert_eq!(marked(range).has(i.into()), stays);
+    }
+    // It moves along.
+    let (from, to) = (sub(range, 3, 1), agent.map(16));
+    let flags = word(libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED);
+    let arguments = [from.start.0, from.len(), from.len(), flags, to.start.0];
+    assert_eq!(
+        served(libc::SYS_mremap, &arguments).cast_unsigned(),
+        to.start.0
+    );
+    assert!(marked(to).has(0) && !marked(range).has(3));
+    // A fault there is one of a missing page. A copy goes over it, the zero page does not; an un-protect takes it away.
+    let at = |i| sub(range, i, 1);
+    let poke = agent.begin_poke(A, at(4).start, 9);
+    assert_eq!(next_fault(&uffd), (at(4).start, false));
+    assert_eq!(
+        settled(|| uffd.zero(at(4), true)),
+        Err(UffdError::AlreadyThere)
+    );
+    uffd.copy(at(4).start, &[7; 4096], PLAIN).unwrap();
+    poke.finish();
+    assert!(!look(&agent, range).protected.has(4));
+    uffd.unprotect(at(5), true).unwrap();
+    assert!(!marked(range).has(5) && marked(range).has(6));
 }
