@@ -286,10 +286,10 @@ impl Live {
     /// all that it takes over.
     fn have_children_kept(&self, count: usize) {
         for event in events(self.journal, count) {
-            if let Some(Event::Fork { fd }) = event
-                && let Ok(number) = i32::try_from(fd)
-            {
-                self.have_kept(number);
+            if let Some(Event::Fork { fd }) = event {
+                if let Ok(number) = i32::try_from(fd) {
+                    self.have_kept(number);
+                }
             }
         }
     }

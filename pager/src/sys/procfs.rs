@@ -60,8 +60,8 @@ pub struct Tasks {
     entries: Box<[u64]>,
 }
 
-/// Room for the directory entries of one system call: some 32,000. Untouched room is no memory.
-const ENTRIES_BYTES: usize = 1 << 20;
+/// Room for the directory entries of one system call: some 2,000.
+const ENTRIES_BYTES: usize = 64 << 10;
 /// Where threads end without a pause the list is taken as it is, after so many.
 const LISTED_MOST: usize = 32;
 /// Where `struct linux_dirent64` has the directory's position behind it, its length and its name.
@@ -100,7 +100,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// Whether nobody was passed over.
+    /// Whether nobody was passed over, of as many as there is room for.
     fn list(&mut self, see: &mut impl FnMut(i32)) -> io::Result<bool> {
         let fd = self.task.as_raw_fd();
         // SAFETY: moves the descriptor's position only, which `&mut self` owns.
@@ -109,9 +109,9 @@ impl Tasks {
         }
         let (mut is_whole, mut named) = (true, 0);
         loop {
-            let entries = self.entries.as_mut_ptr();
+            let (entries, room) = (self.entries.as_mut_ptr(), size_of_val(&*self.entries));
             // SAFETY: the buffer is valid for writes of its size during the call.
-            let got = unsafe { libc::syscall(libc::SYS_getdents64, fd, entries, ENTRIES_BYTES) };
+            let got = unsafe { libc::syscall(libc::SYS_getdents64, fd, entries, room) };
             let len = match usize::try_from(got) {
                 Ok(0) => return Ok(is_whole),
                 Ok(len) => len,
@@ -369,10 +369,10 @@ fn read_at_start(file: &File, out: &mut [u8]) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::Target;
     use std::sync::atomic::Ordering::SeqCst;
     use std::sync::atomic::{AtomicBool, AtomicI32};
 
+    use super::super::testing::Target;
     use super::*;
 
     fn me() -> i32 {
@@ -395,8 +395,24 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_passed_over_nobody_is_not_taken_again() {
+        let mut target = Target::start();
+        let mut tasks = Tasks::open(target.pid).unwrap();
+        for _ in 0..2 {
+            let mut seen = Vec::new();
+            tasks.for_each(|tid| seen.push(tid)).unwrap();
+            assert_eq!(seen, [target.pid]);
+        }
+        target.end();
+        assert!(tasks.for_each(|_| ()).is_err());
+    }
+
+    #[test]
     fn every_thread_is_listed_each_time() {
-        let mut tasks = Tasks::open(me()).unwrap();
+        // Room for all entries, and for some of them.
+        let mut few = Tasks::open(me()).unwrap();
+        few.entries = vec![0; 512].into_boxed_slice();
+        let mut rooms = [Tasks::open(me()).unwrap(), few];
         let (stop, wait) = std::sync::mpsc::channel::<()>();
         let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
         let (ids, got_ids) = std::sync::mpsc::channel();
@@ -411,9 +427,9 @@ mod tests {
             })
             .collect();
         let want: Vec<i32> = got_ids.iter().take(300).collect();
-        for _ in 0..2 {
+        for i in [0, 0, 1, 1] {
             let mut seen = Vec::new();
-            tasks.for_each(|tid| seen.push(tid)).unwrap();
+            rooms[i].for_each(|tid| seen.push(tid)).unwrap();
             assert!(want.iter().all(|tid| seen.contains(tid)));
             assert!(seen.contains(&me()));
         }

@@ -25,7 +25,7 @@ const FEATURE_EVENT_REMAP: u64 = 1 << 2;
 const FEATURE_EVENT_REMOVE: u64 = 1 << 3;
 const FEATURE_EVENT_UNMAP: u64 = 1 << 6;
 const FEATURE_THREAD_ID: u64 = 1 << 8;
-/// Empty entries can be protected as well; since Linux 6.4 also where nothing was ever present.
+/// Empty page table entries are protected as well (since Linux 6.4).
 pub const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURES_WANTED: u64 = FEATURE_PAGEFAULT_FLAG_WP
     | FEATURE_EVENT_FORK
