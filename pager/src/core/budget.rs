@@ -31,6 +31,6 @@ impl<S: PageStore> Core<'_, S> {
                 .flatten()
                 // Stopped processes may hold all frames.
                 .filter(|s| s.batch.is_some() || self.frames.free() >= batch::FRAMES_LEAST)
-                .any(|s| batch::can_make_room(s, by, self.small_child_bytes, self.now))
+                .any(|s| batch::can_make_room(s, by, &self.childhood, self.now))
     }
 }

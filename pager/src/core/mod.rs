@@ -129,8 +129,8 @@ pub struct Config {
     pub frames: u16,
     /// Resident pages that one space keeps in order of replacement; others are found by search.
     pub tracked_pages: usize,
-    /// A fork's child with less of its own than this is left alone while it is young.
-    pub small_child_bytes: u64,
+    /// When a fork's child is left alone.
+    pub childhood: Childhood,
     /// What the process drops at once beyond this many bytes (64 KiB at least) is remembered as a range, not by
     /// subpage.
     pub large_drop_bytes: u64,
@@ -139,6 +139,17 @@ pub struct Config {
     pub restless_ns: u64,
     /// Called at each [`CrashPoint`]; dies there or returns.
     pub crash: fn(CrashPoint),
+}
+
+/// When a fork's child is left alone: it gets no ring then.
+#[derive(Clone, Copy, Debug)]
+pub struct Childhood {
+    /// For so many nanoseconds, whatever it has.
+    pub new_ns: u64,
+    /// For so many, while it has less than [`Self::small_bytes`] of its own.
+    pub young_ns: u64,
+    /// Bytes in RAM that it shares with nobody.
+    pub small_bytes: u64,
 }
 
 /// What the map said of a subpage that was unmapped, moved or dropped, for a child of a fork that came
@@ -205,7 +216,7 @@ pub struct Core<'m, S> {
     tickets: u64,
     budget_bytes: u64,
     tracked_pages: usize,
-    small_child_bytes: u64,
+    childhood: Childhood,
     large_drop_bytes: u64,
     restless_ns: u64,
     turn: usize,
@@ -260,7 +271,7 @@ impl<'m, S: PageStore> Core<'m, S> {
             tickets: 0,
             budget_bytes: config.budget_bytes,
             tracked_pages: config.tracked_pages,
-            small_child_bytes: config.small_child_bytes,
+            childhood: config.childhood,
             large_drop_bytes: config.large_drop_bytes,
             restless_ns: config.restless_ns,
             turn: 0,

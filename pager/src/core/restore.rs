@@ -267,9 +267,13 @@ impl<S: PageStore> Core<'_, S> {
             }
             return self.step_restore(id);
         };
-        let now = self.now;
+        let (now, childhood) = (self.now, self.childhood);
         let s = self.space(id)?;
         match s.ring {
+            Ring::Absent if s.does_without_ring(&childhood, now) => {
+                s.restore.go_direct(wanted);
+                self.step_restore(id)
+            }
             Ring::Absent => {
                 s.ring = Ring::Asked(now);
                 Some(Op::NeedRing { space: id })
@@ -685,6 +689,21 @@ mod tests {
         assert_eq!(redirties(&asked), [both]);
         assert!(core.space(space).unwrap().restore.is_idle());
         assert_eq!(core.store.released, [Location(11), Location(13)]);
+    }
+
+    #[test]
+    fn a_young_child_is_restored_without_a_ring() {
+        for (young_ns, rings) in [(1 << 40, 0), (0, 1)] {
+            let (mut core, space) = two_stayed();
+            core.childhood.young_ns = young_ns;
+            let s = core.space(space).unwrap();
+            s.ring = Ring::Absent;
+            s.born = Some(Nanos(0));
+            let asked = play(&mut core, |_| 0, present);
+            let rings_asked = asked.iter().filter(|op| matches!(op, Op::NeedRing { .. }));
+            assert_eq!(rings_asked.count(), rings);
+            assert_eq!(redirties(&asked).len(), 1 - rings);
+        }
     }
 
     #[test]

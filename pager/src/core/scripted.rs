@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicU64;
 use holo_proto::{AddrRange, SpaceId, SubpageMask};
 
 use super::{
-    BATCH_PAGES, BLOCK_WORDS, Config, Core, Input, JOURNAL_WORDS, Memory, NOTE_WORDS, Nanos, Next,
-    Op, Outcome, Words,
+    BATCH_PAGES, BLOCK_WORDS, Childhood, Config, Core, Input, JOURNAL_WORDS, Memory, NOTE_WORDS,
+    Nanos, Next, Op, Outcome, Words,
 };
 use crate::store::api::{
     Completion, Location, Locations, PageBytes, PageStore, StoreUsage, Ticket,
@@ -63,7 +63,11 @@ pub(crate) fn config() -> Config {
         budget_bytes: 1 << 30,
         frames: (2 * BATCH_PAGES + 2).try_into().unwrap(),
         tracked_pages: 16,
-        small_child_bytes: 0,
+        childhood: Childhood {
+            new_ns: 0,
+            young_ns: 0,
+            small_bytes: 0,
+        },
         large_drop_bytes: 1 << 30,
         restless_ns: 100_000_000,
         crash: |_| (),

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageIndex};
 
+use super::Childhood;
 use super::batch::Batch;
 use super::op::Nanos;
 use super::policy::{PageSet, Policy};
@@ -63,8 +64,6 @@ pub(crate) struct Unproved {
     pub(crate) singly_to: SubpageIndex,
 }
 
-/// How long a fork's child is young.
-const CHILDHOOD_NS: u64 = 1_000_000_000;
 /// After a quiesce that did not come about, so long until the next one; it doubles so often.
 const QUIESCE_REST_NS: u64 = 10_000_000;
 const QUIESCE_RESTS: u32 = 7;
@@ -283,10 +282,21 @@ impl Space {
         self.drain || self.retry_at.is_some_and(|t| t > now)
     }
 
-    /// A fork's child that is young and small is left alone: most of them exec, or end, and some begin with what a
-    /// process cannot do that has a ring (`unshare(CLONE_NEWUSER)`).
-    pub(crate) fn is_small_child(&self, small_bytes: u64, now: Nanos) -> bool {
-        self.usage_bytes < small_bytes && self.born.is_some_and(|b| now < b.after(CHILDHOOD_NS))
+    /// Nothing is evicted from a fork's child that is young and small, or new: most of them exec, or end, and some begin
+    /// with what a process cannot do that has a ring (`unshare(CLONE_NEWUSER)`). A new one has what its parent has written
+    /// to since, be it much or little.
+    pub(crate) fn is_spared(&self, rules: &Childhood, now: Nanos) -> bool {
+        self.is_younger(rules.new_ns, now)
+            || self.usage_bytes < rules.small_bytes && self.is_younger(rules.young_ns, now)
+    }
+
+    /// What has to be done in it is done without a ring if it has none, for the same reason.
+    pub(crate) fn does_without_ring(&self, rules: &Childhood, now: Nanos) -> bool {
+        self.ring == Ring::Absent && self.is_younger(rules.young_ns, now)
+    }
+
+    fn is_younger(&self, ns: u64, now: Nanos) -> bool {
+        self.born.is_some_and(|b| now < b.after(ns))
     }
 
     /// The quiesce after which a drop that was heard of just now has happened. One that was asked for
@@ -521,6 +531,27 @@ mod tests {
         assert_eq!(moved_before(&moves, &seen), Some(0));
         // Something else is gone: nobody can tell.
         assert_eq!(moved_before(&moves, &Ranges::new()), None);
+    }
+
+    #[test]
+    fn a_child_is_spared_while_it_is_new_or_young_and_small() {
+        let rules = Childhood {
+            new_ns: 10,
+            young_ns: 100,
+            small_bytes: 4096,
+        };
+        let mut s = Space::new(SpaceId(0), false, 16);
+        let spared = |s: &Space| [9, 10, 99, 100].map(|at| s.is_spared(&rules, Nanos(at)));
+        let ringless = |s: &Space| [99, 100].map(|at| s.does_without_ring(&rules, Nanos(at)));
+        // Nobody's child.
+        assert_eq!((spared(&s), ringless(&s)), ([false; 4], [false; 2]));
+        s.born = Some(Nanos(0));
+        assert_eq!(spared(&s), [true, true, true, false]);
+        s.usage_bytes = 4096;
+        assert_eq!(spared(&s), [true, false, false, false]);
+        assert_eq!(ringless(&s), [true, false]);
+        s.ring = Ring::Ready;
+        assert_eq!(ringless(&s), [false; 2]);
     }
 
     #[test]

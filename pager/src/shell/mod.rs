@@ -47,8 +47,8 @@ use std::thread::JoinHandle;
 use holo_proto::{PAGE_BYTES, Report, SpaceId};
 
 use crate::core::{
-    Config, Core, EVENT_WORDS, JOURNAL_SLOTS, JOURNAL_WORDS, Map, MapError, Memory, NOTE_WORDS,
-    Nanos, SlotState, Words,
+    Childhood, Config, Core, EVENT_WORDS, JOURNAL_SLOTS, JOURNAL_WORDS, Map, MapError, Memory,
+    NOTE_WORDS, Nanos, SlotState, Words,
 };
 use crate::store::EmbeddedStore;
 use crate::store::api::StoreError;
@@ -449,7 +449,11 @@ fn run_pager(post: &Post, first: bool) -> Result<(), String> {
         tracked_pages: tracked_pages(settings.local_memory_bytes),
         large_drop_bytes: LARGE_DROP_BYTES,
         restless_ns: RESTLESS_NS,
-        small_child_bytes: (settings.local_memory_bytes / 16).min(4 << 20),
+        childhood: Childhood {
+            new_ns: 100_000_000,
+            young_ns: 1_000_000_000,
+            small_bytes: (settings.local_memory_bytes / 16).min(4 << 20),
+        },
         crash: dying::crash,
     };
     let arena = opened.store;

@@ -1,5 +1,7 @@
 //! What one seed makes of a run: sizes, rates and which troubles occur at all.
 
+use holo_pager::core::Childhood;
+
 use super::rng::Rng;
 
 /// Kinds of acts of a program, in the order of [`Knobs::weights`].
@@ -111,6 +113,8 @@ pub(crate) struct Knobs {
     /// A thread may be preempted between a change of mappings and its messages, while others use the place that has
     /// become free, and leave it again.
     pub(crate) late_tellers: bool,
+    /// When a fork's child is left alone.
+    pub(crate) childhood: Childhood,
     /// Time between two looks of the shell at the mappings.
     pub(crate) scan_every_ns: u64,
     /// Inputs of the shell come late by up to so many nanoseconds.
@@ -219,6 +223,11 @@ impl Knobs {
             scan_every_ns: pick(rng, &[20_000, 200_000, 2_000_000]),
             wild: true,
             late_tellers: false,
+            childhood: Childhood {
+                new_ns: 0,
+                young_ns: 0,
+                small_bytes: 0,
+            },
             input_delay_ns: pick(rng, &[0, 1_000, 100_000]),
         };
         if knobs.acts % 8 == 7 && knobs.ring_refused == 0 {
@@ -239,6 +248,13 @@ impl Knobs {
         }
         if knobs.acts % 5 == 2 {
             knobs.large_drop = 16;
+        }
+        if knobs.acts % 7 < 2 {
+            knobs.childhood = Childhood {
+                new_ns: knobs.acts % 3 * 1_000_000,
+                young_ns: 1 << (18 + knobs.acts % 13),
+                small_bytes: 65536,
+            };
         }
         knobs.no_forced_writes = knobs.acts % 13 == 5;
         knobs.store_damaged = if knobs.acts % 17 == 9 { 2 } else { 0 };

@@ -124,8 +124,7 @@ fn run(mut rng: Rng, knobs: Knobs, bank: &mut Bank, trace: bool, report: &mut Re
         budget_bytes: knobs.budget_bytes,
         frames: knobs.frames,
         tracked_pages: knobs.tracked_pages,
-        // Time and memory are too small here for childhood to end.
-        small_child_bytes: 0,
+        childhood: knobs.childhood,
         large_drop_bytes: knobs.large_drop * SUBPAGE_BYTES,
         restless_ns: knobs.restless_ns,
         crash: at_point,

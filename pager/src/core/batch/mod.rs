@@ -22,7 +22,7 @@ use holo_proto::{AddrRange, PageIndex, SUBPAGE_BYTES, SpaceId, SubpageIndex, Sub
 
 use super::note::{Heard, Notes};
 use super::space::{Life, Ring, Space};
-use super::{BATCH_PAGES, Core, CrashPoint, FrameId, Nanos, Op, Outcome};
+use super::{BATCH_PAGES, Childhood, Core, CrashPoint, FrameId, Nanos, Op, Outcome};
 use crate::store::api::{PageStore, Ticket};
 use repair::Repair;
 
@@ -432,7 +432,7 @@ pub(super) fn populates(s: &Space, page: PageIndex) -> bool {
 }
 
 /// Whether waiting for this space's eviction can help a fault of `by` that needs memory.
-pub(super) fn can_make_room(s: &Space, by: SpaceId, small_bytes: u64, now: Nanos) -> bool {
+pub(super) fn can_make_room(s: &Space, by: SpaceId, childhood: &Childhood, now: Nanos) -> bool {
     // Whoever faults is not stopped, so its ring only wants a CPU.
     let patience = if s.id == by {
         STUCK_RUNNING_NS
@@ -441,7 +441,7 @@ pub(super) fn can_make_room(s: &Space, by: SpaceId, small_bytes: u64, now: Nanos
     };
     s.life == Life::Serving
         && s.known
-        && !s.is_small_child(small_bytes, now)
+        && !s.is_spared(childhood, now)
         && match s.ring {
             Ring::Refused | Ring::Inherited => false,
             // A stopped target makes none, and a predecessor's may wait for just this fault.
@@ -472,7 +472,7 @@ impl<S: PageStore> Core<'_, S> {
     fn wants_batch(&self, s: &Space) -> bool {
         s.life == Life::Serving
             && s.known
-            && !s.is_small_child(self.small_child_bytes, self.now)
+            && !s.is_spared(&self.childhood, self.now)
             && s.restore.is_idle()
             && self.now >= s.rest_until
             && (!s.policy.is_empty() || (self.now >= s.sweep_after && !s.regions.is_empty()))

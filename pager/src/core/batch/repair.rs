@@ -3,7 +3,7 @@
 use holo_proto::{Addr, AddrRange, PageIndex, SpaceId, SubpageMask};
 
 use super::{Batch, Phase, Step, run_mask, tag_of};
-use crate::core::space::moved_pages;
+use crate::core::space::{Space, moved_pages};
 use crate::core::{ANYWHERE, Advice, Core, Op, Outcome, StopReason};
 use crate::store::api::{PageStore, Ticket};
 
@@ -205,7 +205,12 @@ impl<S: PageStore> Core<'_, S> {
                 let there = look.present.or(look.swapped);
                 let present = there.minus(look.zero).minus(look.file);
                 b.repair.looked = true;
-                b.repair.left = present;
+                let spared = |s: &Space| s.does_without_ring(&self.childhood, self.now);
+                if self.space_ref(id).is_some_and(spared) {
+                    b.repair.redirty = present;
+                } else {
+                    b.repair.left = present;
+                }
                 let refused = std::mem::replace(&mut b.repair.refused, SubpageMask::NONE);
                 let still = refused.and(present).iter().next();
                 if let (Some(i), Some(p)) = (still, b.pages.get(b.at)) {
@@ -286,6 +291,7 @@ mod tests {
     use super::super::BatchPage;
     use super::*;
     use crate::core::scripted::{Hollow, core_of, play};
+    use crate::core::space::Ring;
     use crate::core::{Input, Nanos, PageLook};
 
     const EINVAL: i32 = -22;
@@ -338,6 +344,25 @@ mod tests {
         );
         assert_eq!(dirtied, [(PAGE, run_mask(4, 2))]);
         assert!(core.space(space).unwrap().batch.is_none());
+    }
+
+    #[test]
+    fn a_young_child_is_repaired_without_a_ring() {
+        for (young_ns, rings) in [(1 << 40, 0), (0, 1)] {
+            let (mut core, space) = hit();
+            core.childhood.young_ns = young_ns;
+            let s = core.space(space).unwrap();
+            s.ring = Ring::Absent;
+            s.born = Some(Nanos(0));
+            let asked = play(
+                &mut core,
+                |_| 0,
+                |op| matches!(op, Op::Look { .. }).then(|| look(run_mask(4, 2)))?,
+            );
+            assert_eq!(count(&asked, |op| matches!(op, Op::NeedRing { .. })), rings);
+            assert_eq!(count(&asked, is_redirty), 1 - rings);
+            assert_eq!(core.space(space).unwrap().batch.is_none(), rings == 0);
+        }
     }
 
     #[test]
