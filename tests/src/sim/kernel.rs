@@ -572,6 +572,7 @@ impl Kernel {
     /// A message of a kernel act that changes the address space.
     pub(crate) fn announce(&mut self, uffd: UffdId) {
         self.uffds[uffd].changing += 1;
+        self.uffds[uffd].unsettled = true;
     }
 
     /// Looks at an event that the pager has just read.

@@ -437,7 +437,8 @@ impl Kernel {
                 // just unmapped looks like what was there.
                 // A fork's child has what its relatives had there, or not.
                 let is_quiet = |m: &super::mm::Mm| {
-                    m.uffd.is_none_or(|u| self.uffds[u].changing == 0)
+                    let is_quiet = |u: &super::uffd::Uffd| u.changing == 0 && !u.unsettled;
+                    m.uffd.is_none_or(|u| is_quiet(&self.uffds[u]))
                         && self.now_ns >= m.changed_ns + CALM_NS
                 };
                 let quiet = is_quiet(&self.mms[mm])

@@ -24,6 +24,8 @@ pub(crate) struct Uffd {
     pub(crate) events: VecDeque<(ThreadId, Event)>,
     /// Acts under way: while there are any, nothing may be installed (`mmap_changing`).
     pub(crate) changing: u32,
+    /// There was one, and the pager does not know yet that it is over.
+    pub(crate) unsettled: bool,
 }
 
 /// First subpage and end of a range of addresses.
@@ -127,6 +129,7 @@ impl Kernel {
     /// is under way, which is asked once more then.
     fn install_refused(&mut self, uffd: UffdId, start: u64, end: u64) -> Option<Outcome> {
         let alone = self.uffds[uffd].changing == 0;
+        self.uffds[uffd].unsettled &= !alone;
         if alone && self.rng.percent(self.knobs.overtaken) {
             for _ in 0..self.rng.between(1, 8) {
                 self.step();
@@ -196,6 +199,7 @@ impl Kernel {
         if self.uffds[uffd].changing > 0 {
             return Outcome::EventsPending;
         }
+        self.uffds[uffd].unsettled = false;
         let parts: Vec<Vma> = self.mms[mm]
             .vmas
             .iter()

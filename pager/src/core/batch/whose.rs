@@ -252,6 +252,8 @@ impl<S: PageStore> Core<'_, S> {
         }
     }
 
+    /// What was heard of these was the process's doing: it drops them, and no request has offered them. So the kernel cannot
+    /// have dropped them from a child that was forked since they were read: what is not there the process had dropped before.
     pub(super) fn dropped_after_all(
         &mut self,
         id: SpaceId,
@@ -272,6 +274,14 @@ impl<S: PageStore> Core<'_, S> {
                 _ => (!left.has(sub)).then_some(at),
             };
             if let Some(at) = now_at {
+                let entry = self.map.entry(id, at);
+                for child in self.all_spaces().filter(|&c| c != id && entry.has_bytes()) {
+                    let shares = self.space_ref(child).is_some();
+                    let copy = shares.then(|| self.staged_at(child, at, entry)).flatten();
+                    if let Some(copy) = copy {
+                        self.set_entry(child, copy, Entry::Nothing);
+                    }
+                }
                 self.set_entry(id, at, Entry::Dropping(quiesce));
                 self.stats.dropped_in_batch += 1;
             }
@@ -516,6 +526,24 @@ mod tests {
             let dropped = |sub| matches!(core.map.entry(id, PAGE.subpage(sub)), Entry::Dropping(_));
             assert_eq!([4, 5, 6, 7].map(dropped), [false, false, true, false]);
         }
+    }
+
+    #[test]
+    fn what_was_dropped_after_all_is_not_given_to_a_child_of_which_was_heard_first() {
+        let (mut core, id) = undecided(true);
+        let at = PAGE.subpage(6);
+        let entry = core.map.entry(id, at);
+        assert!(entry.has_bytes());
+        core.forked(id, 7, 1);
+        let child = core.all_spaces().nth(1).unwrap();
+        assert_eq!(core.map.entry(child, at), entry);
+        let b = Batch::recovered(&core.notes, id);
+        core.dropped_after_all(id, &b, 0, run_mask(6, 1));
+        assert!(matches!(core.map.entry(id, at), Entry::Dropping(_)));
+        assert_eq!(core.map.entry(child, at), Entry::Nothing);
+        // What else it has it keeps.
+        let other = PAGE.subpage(7);
+        assert_eq!(core.map.entry(child, other), core.map.entry(id, other));
     }
 
     #[test]
